@@ -1,0 +1,1 @@
+"""To and from the Hugging Face Hub: strict loading, self-contained bundles, cards, publishing, Spaces."""

@@ -1,0 +1,37 @@
+"""Measures that more than one paper needs, as plain functions and as `evaluate.Metric` classes over them.
+
+The functions cost nothing to import. The classes import `evaluate`, which takes seconds, so they are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from hf_papers.errors import nearest
+
+_HOMES = {
+    "parzen": (
+        "ParzenResult",
+        "log_spaced_sigmas",
+        "parzen_curve",
+        "parzen_log_likelihood",
+        "parzen_window_evaluation",
+    ),
+    "modes": ("ModeCoverage", "fit_mode_classifier", "mode_coverage"),
+    "neighbours": ("diversity_ratio", "mean_pairwise_distance", "nearest_neighbours"),
+    "evaluate_metrics": ("ModeCoverageMetric", "ParzenLogLikelihoodMetric"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'hf_papers.metrics' has no attribute '{name}'.{nearest(name, _MODULE_OF)}")
+    return getattr(importlib.import_module(f"hf_papers.metrics.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,81 @@
+"""The measures as classes of the `evaluate` library, for its `compute`, `add_batch` and `combine`.
+
+Importing `evaluate` takes seconds; nothing in the package imports this module before one of its names is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from hf_papers.metrics.modes import coverage_of_labels
+from hf_papers.metrics.parzen import log_spaced_sigmas, parzen_log_likelihood, parzen_window_evaluation
+
+_GAN_CITATION = """@article{goodfellow2014generative, title={Generative Adversarial Networks}, author={Goodfellow, Ian J. and
+Pouget-Abadie, Jean and Mirza, Mehdi and Xu, Bing and Warde-Farley, David and Ozair, Sherjil and Courville, Aaron and
+Bengio, Yoshua}, journal={arXiv:1406.2661}, year={2014}}"""
+
+
+class ParzenLogLikelihoodMetric(evaluate.Metric):
+    """`compute(references=test_images, samples=generated, validation=validation_images)` -> the paper's number.
+
+    Images as flat vectors. Give `sigma` instead of `validation` to reuse one that was chosen before.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Mean log-likelihood (nats) of images under a Gaussian kernel density of generated images.",
+            citation=_GAN_CITATION,
+            inputs_description=(
+                "references: test images, one flat vector each. samples: generated images (n, d). validation: images to "
+                "choose sigma on (or sigma: the kernel's standard deviation). sigmas: the grid to choose from."
+            ),
+            features=datasets.Features({"references": datasets.Sequence(datasets.Value("float32"))}),
+        )
+
+    def _compute(
+        self,
+        references: Sequence[Sequence[float]],
+        samples: Any,
+        validation: Any | None = None,
+        sigma: float | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> dict[str, float]:
+        if (validation is None) == (sigma is None):
+            raise ValueError("Give validation images to choose sigma on, or a sigma: exactly one of the two.")
+        images, windows = torch.as_tensor(np.asarray(references)), torch.as_tensor(np.asarray(samples))
+        if sigma is not None:
+            scores = parzen_log_likelihood(windows, images, sigma)
+            error = scores.std().item() / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
+            return {"parzen_log_likelihood": scores.mean().item(), "standard_error": error, "sigma": sigma}
+        chosen = torch.as_tensor(np.asarray(validation))
+        result = parzen_window_evaluation(windows, chosen, images, sigmas or log_spaced_sigmas())
+        return {
+            "parzen_log_likelihood": result.log_likelihood,
+            "standard_error": result.standard_error,
+            "sigma": result.sigma,
+        }
+
+
+class ModeCoverageMetric(evaluate.Metric):
+    """`compute(predictions=classes_of_generated, real_labels=classes_of_real)` -> modes covered, entropy and KL."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="How many classes of the data a generator produces, and how far its proportions are off.",
+            citation="",
+            inputs_description=(
+                "predictions: class of each generated image, named by an independent classifier. real_labels: classes of real images."
+            ),
+            features=datasets.Features({"predictions": datasets.Value("int64")}),
+        )
+
+    def _compute(self, predictions: Sequence[int], real_labels: Sequence[int]) -> dict[str, float]:
+        real = np.asarray(real_labels)
+        result = coverage_of_labels(np.asarray(predictions), real, np.unique(real))
+        return {"modes_covered": result.modes_covered, "entropy": result.entropy, "kl": result.kl}

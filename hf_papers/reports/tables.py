@@ -1,0 +1,182 @@
+"""The tables of the READMEs, written from results.json files and the registry, never by hand.
+
+A block between `<!-- results -->` and `<!-- /results -->` in a paper's README holds its recipes with their results; the
+block between `<!-- papers -->` and `<!-- /papers -->` in the top README holds a line per paper.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_papers.errors import UserError
+from hf_papers.registry import Paper, papers
+from hf_papers.reports.aggregate import format_metric
+
+NOT_RUN = "not run yet"
+
+
+def fill_block(text: str, name: str, content: str, where: str = "the text") -> str:
+    """`text` with everything between `<!-- name -->` and `<!-- /name -->` replaced by `content`."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise UserError(f"{where} needs the lines {start} and {end} once each, in this order, for its table.")
+    pattern = re.compile(re.escape(start) + r".*?" + re.escape(end), re.DOTALL)
+    return pattern.sub(lambda _: f"{start}\n\n{content}\n\n{end}", text)
+
+
+def read_results(root: Path) -> dict[str, dict[str, tuple[str, dict[str, Any]]]]:
+    """Paper key -> recipe name -> (name of the card's folder, its results), from `model_cards/*/results.json`."""
+    found: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {}
+    for path in sorted((root / "model_cards").glob("*/results.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        by_recipe = found.setdefault(results["paper"], {})
+        if results["recipe"] in by_recipe:
+            raise UserError(
+                f"model_cards/{by_recipe[results['recipe']][0]} and model_cards/{path.parent.name} both hold results of "
+                f"the recipe '{results['recipe']}' of '{results['paper']}': keep one."
+            )
+        by_recipe[results["recipe"]] = (path.parent.name, results)
+    return found
+
+
+def results_table(paper: Paper, results: dict[str, tuple[str, dict[str, Any]]]) -> str:
+    """A row per recipe and metric that its band or its paper names: ours over seeds, the paper's, band, cost, command."""
+    lines = [
+        "| recipe | test metric | ours | seeds | paper | band | time per seed | hardware |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: | --- |",
+    ]
+    for name, path in paper.recipes.items():
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        _, result = results.get(name, (None, None))
+        for row in _recipe_rows(name, recipe, result):
+            lines.append("| " + " | ".join(row) + " |")
+    commands = [f"hf-papers train {paper.key} --recipe {name} --seed 0" for name in paper.recipes]
+    return "\n".join([*lines, "", "Each row again, once per seed:", "", "```bash", *commands, "```"])
+
+
+def papers_table(all_papers: Iterable[Paper], results: dict[str, dict[str, Any]], root: Path) -> str:
+    """A line per paper: its number beside ours, and where its card, Space and recipe are."""
+    lines = [
+        "| paper | year | parameters | metric | paper's | ours | card | Space | command |",
+        "| --- | ---: | ---: | --- | ---: | ---: | --- | --- | --- |",
+    ]
+    for paper in all_papers:
+        lines.append("| " + " | ".join(_paper_row(paper, results.get(paper.key, {}), root)) + " |")
+    return "\n".join(lines)
+
+
+def fill_tables(root: Path) -> dict[Path, str]:
+    """File -> its text with fresh tables, for the top README and every paper's, those that exist. Writes nothing."""
+    results, filled = read_results(root), {}
+    top = root / "README.md"
+    if top.is_file():
+        table = papers_table(papers().values(), results, root)
+        filled[top] = fill_block(top.read_text(encoding="utf-8"), "papers", table, str(top))
+    for paper in papers().values():
+        readme = root / "hf_papers" / "papers" / paper.key / "README.md"
+        if readme.is_file():
+            table = results_table(paper, results.get(paper.key, {}))
+            filled[readme] = fill_block(readme.read_text(encoding="utf-8"), "results", table, str(readme))
+    return filled
+
+
+def main_metrics(recipe: dict[str, Any], result: dict[str, Any] | None) -> list[str]:
+    """The test metrics worth a row: those the paper published, then those with a band, else the first measured."""
+    named = list(dict.fromkeys([*(recipe.get("reference") or {}), *(recipe.get("expected") or {})]))
+    measured = list((result or {}).get("metrics", {}).get("test", {}))
+    return named or measured[:1]
+
+
+def _recipe_rows(name: str, recipe: dict[str, Any], result: dict[str, Any] | None) -> list[list[str]]:
+    rows = []
+    for metric in main_metrics(recipe, result) or [""]:
+        summary = (result or {}).get("metrics", {}).get("test", {}).get(metric)
+        rows.append(
+            [
+                f"`{name}`",
+                metric.replace("_", " "),
+                f"**{format_metric(summary)}**" if summary else NOT_RUN,
+                str(len(result["seeds"])) if result and summary else "",
+                _reference(recipe, metric),
+                _band((recipe.get("expected") or {}).get(metric)),
+                _duration(result["wall_clock_s"]) if result and summary else "",
+                describe_device(result["hardware"]) if result and summary else str(recipe.get("estimate") or ""),
+            ]
+        )
+    return rows
+
+
+def _paper_row(paper: Paper, results: dict[str, tuple[str, dict[str, Any]]], root: Path) -> list[str]:
+    recipe_name = _headline_recipe(paper, results)
+    path = paper.recipes.get(recipe_name) if recipe_name else None
+    recipe = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path else {}
+    card, result = results.get(recipe_name, (None, None))
+    metric = next(iter(main_metrics(recipe, result)), "")
+    summary = (result or {}).get("metrics", {}).get("test", {}).get(metric)
+    parameters = next(iter(paper.parameters.values()), None)
+    return [
+        f"[{paper.title}](hf_papers/papers/{paper.key})",
+        str(paper.year),
+        f"{parameters:,}" if parameters else "",
+        metric.replace("_", " "),
+        _reference(recipe, metric),
+        f"**{format_metric(summary)}** ({len(result['seeds'])} seeds)" if result and summary else NOT_RUN,
+        f"[{card}](model_cards/{card})" if card else "",
+        f"[app](spaces/{paper.key})" if (root / "spaces" / paper.key / "app.py").is_file() else "",
+        f"`hf-papers train {paper.key} --recipe {recipe_name}`" if recipe_name else "",
+    ]
+
+
+def _headline_recipe(paper: Paper, results: dict[str, Any]) -> str | None:
+    """The recipe that stands for a paper: one that was run and has the paper's number beside it, then any other that
+    names the paper's number, then one that was run, then the first; the embedded one and paper.yaml come last."""
+
+    def rank(name: str) -> tuple[bool, bool, bool, str]:
+        recipe = yaml.safe_load(paper.recipes[name].read_text(encoding="utf-8")) or {}
+        return (name not in results, not recipe.get("reference"), name in ("embedded", "paper"), name)
+
+    return min(paper.recipes, key=rank, default=None)
+
+
+def _reference(recipe: dict[str, Any], metric: str) -> str:
+    """The paper's number as the recipe states it: `{value, std, source}`; a plain number works as well."""
+    reference = (recipe.get("reference") or {}).get(metric)
+    if reference is None:
+        return "–"
+    if not isinstance(reference, dict):
+        return f"{reference}"
+    spread = f" ± {reference['std']}" if reference.get("std") is not None else ""
+    return f"{reference['value']}{spread}"
+
+
+def _band(band: dict[str, float] | None) -> str:
+    if not band:
+        return ""
+    low, high = band.get("min"), band.get("max")
+    if low is not None and high is not None:
+        return f"{low} to {high}"
+    return f"≥ {low}" if low is not None else f"≤ {high}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def describe_device(hardware: Any) -> str:
+    """The device of a results.json's `hardware` (one description, or a list where runs differ) in a few words."""
+    if isinstance(hardware, list):
+        return "; ".join(dict.fromkeys(describe_device(one) for one in hardware))
+    if not isinstance(hardware, dict):
+        return str(hardware or "")
+    processes, threads = hardware.get("processes", 1), hardware.get("threads_per_process")
+    amount = f", {processes} processes" if processes > 1 else ""
+    amount += f", {threads} thread{'s' if threads > 1 else ''}" if threads and hardware.get("type") == "cpu" else ""
+    return f"{hardware.get('device', 'unknown')}{amount}"

@@ -1,0 +1,276 @@
+"""What every Space shares: look, header, loading of the checkpoint, errors as sentences, and the launch.
+
+A Space makes no request of its own: fonts and styles are served by Gradio itself, telemetry is off, and the checkpoint
+lies beside the app unless the environment variable MODEL_ID names another folder or Hub repository.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when a Blocks is built; exactly this spelling
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from hf_papers.errors import UserError
+from hf_papers.registry import Paper, find_paper
+
+
+logger = logging.getLogger(__name__)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+INK = "#312e81"  # indigo 900: text of figures
+ACCENT = "#4f46e5"  # indigo 600: the first line of a plot, the button
+CONTRAST = "#ea580c"  # orange 600: the second line, told apart from the first also without colour vision
+GRID = "#e5e7eb"
+
+THEME = gr.themes.Soft(
+    primary_hue="indigo",
+    secondary_hue="indigo",
+    neutral_hue="slate",
+    font=("ui-sans-serif", "system-ui", "sans-serif"),
+)
+
+CSS = """
+.gradio-container { max-width: 1080px !important; margin: 0 auto !important; padding: 12px 16px !important; }
+.gradio-container main.app { padding: 0 !important; }
+.paper-header h1 { margin: 0 0 2px; font-size: clamp(1.35rem, 4.5vw, 1.9rem); line-height: 1.2; font-weight: 700; }
+.paper-header .by { margin: 0 0 10px; color: var(--body-text-color-subdued); font-size: .92rem; }
+.paper-header .by a { color: var(--link-text-color); text-decoration: underline; text-underline-offset: 2px; white-space: nowrap; }
+.paper-header .idea { margin: 0; font-size: 1.02rem; line-height: 1.5; max-width: 68ch; }
+.facts { display: flex; flex-wrap: wrap; gap: 8px; margin: 2px 0; }
+.facts > div { flex: 1 1 110px; padding: 8px 12px; border-radius: 10px; background: var(--background-fill-secondary);
+  border: 1px solid var(--border-color-primary); }
+.facts .value { display: block; font-size: 1.2rem; font-weight: 650; font-variant-numeric: tabular-nums; }
+.facts .name { display: block; font-size: .8rem; line-height: 1.3; color: var(--body-text-color-subdued); }
+.foot { color: var(--body-text-color-subdued); font-size: .85rem; line-height: 1.5; overflow-wrap: anywhere; }
+.foot a { color: var(--link-text-color); }
+.pixels img { image-rendering: pixelated; }
+.hint { color: var(--body-text-color-subdued); font-size: .92rem; }
+footer { margin-top: 8px !important; }
+@media (max-width: 640px) {
+  .gradio-container { padding: 8px 10px !important; }
+  .gradio-container button.lg { min-height: 46px; }
+  .gradio-container input[type=range] { min-height: 32px; }
+}
+"""
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+def errors_as_sentences(function: Function) -> Function:
+    """Show what a visitor did wrong as a sentence on the page; log what we did wrong and say that it was us.
+
+    `UserError` and `ValueError` carry sentences for the visitor. Works on functions and on generators.
+    """
+
+    def sentence(error: Exception) -> gr.Error:
+        if isinstance(error, gr.Error):
+            return error
+        if isinstance(error, (UserError, ValueError)):
+            return gr.Error(str(error), title="Please change the input", print_exception=False)
+        logger.error("%s failed", function.__name__, exc_info=error)
+        return gr.Error(
+            "This did not work, and it is not your fault: the details are in the log of this Space.",
+            print_exception=False,
+        )
+
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                yield from function(*args, **kwargs)
+            except Exception as error:
+                raise sentence(error) from error
+    else:
+
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                raise sentence(error) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+def whole_number(value: Any, name: str, minimum: int, maximum: int) -> int:
+    """`value` as an int, or a `UserError` that says what would be right: number fields can be empty or 2.5."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value != int(value)
+        or not minimum <= value <= maximum
+    ):
+        raise UserError(f"{name} must be a whole number from {minimum} to {maximum:,}, not {value}.")
+    return int(value)
+
+
+def bounded(value: Any, name: str, minimum: float, maximum: float) -> float:
+    """`value` as a float within its bounds, or a `UserError`: calls of the API are not held by sliders."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not minimum <= value <= maximum:
+        raise UserError(f"{name} must be a number from {minimum:g} to {maximum:g}, not {value}.")
+    return float(value)
+
+
+# ------------------------------------------------------------------------------------------------- checkpoint
+
+
+def checkpoint_source(default: Path) -> str:
+    """Where the checkpoint comes from: MODEL_ID (a folder or Hub id) or the folder beside the app."""
+    return os.environ.get("MODEL_ID", "").strip() or str(default)
+
+
+def load_model(paper_key: str, default: Path) -> PreTrainedModel:
+    """The checkpoint in eval mode and float32, loaded strictly; `UserError` says what to do when there is none."""
+    from hf_papers.hub.checkpoints import load_strict
+
+    paper, source = find_paper(paper_key), checkpoint_source(default)
+    beside_the_app = source == str(default)
+    if beside_the_app and not (default / "config.json").is_file():
+        recipe = next(iter(paper.recipes), "embedded")
+        raise UserError(
+            f"There is no checkpoint for this Space in {default}. Train one with `hf-papers train {paper_key} --recipe {recipe} "
+            f"--output_dir runs/{paper_key}` and start the app with MODEL_ID=runs/{paper_key}, or copy config.json, "
+            "preprocessor_config.json and model.safetensors of a run there."
+        )
+    return load_strict(paper, source).float().eval()
+
+
+def load_processor(paper_key: str, default: Path) -> Any:
+    """The image processor saved with the checkpoint, so that the Space sees the pixels that training saw."""
+    processor_class = find_paper(paper_key).image_processor_class
+    if processor_class is None:
+        raise UserError(f"The paper '{paper_key}' has no image processor.")
+    return processor_class.from_pretrained(checkpoint_source(default))
+
+
+def checkpoint_results(default: Path) -> dict[str, Any]:
+    """The results.json beside a local checkpoint, or an empty dict: what the page may say about its quality."""
+    path = Path(checkpoint_source(default)) / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------- page
+
+
+def header(paper_key: str, headline: str, idea: str) -> gr.HTML:
+    """Top of the page: a headline, the paper with its link, and its idea in two plain sentences."""
+    paper: Paper = find_paper(paper_key)
+    return gr.HTML(
+        f'<div class="paper-header"><h1>{html.escape(headline)}</h1>'
+        f'<p class="by"><em>{html.escape(paper.title)}</em>, {html.escape(paper.authors)}, {paper.year} · '
+        f'<a href="https://arxiv.org/abs/{paper.arxiv}" target="_blank" rel="noopener">arXiv {paper.arxiv}</a></p>'
+        f'<p class="idea">{idea}</p></div>'
+    )
+
+
+def facts(values: dict[str, str]) -> str:
+    """A row of small tiles, `name -> value`, as HTML; wraps on a narrow screen."""
+    tiles = "".join(
+        f'<div><span class="value">{html.escape(value)}</span><span class="name">{html.escape(name)}</span></div>'
+        for name, value in values.items()
+    )
+    return f'<div class="facts">{tiles}</div>'
+
+
+def footer(paper_key: str, model: PreTrainedModel, default: Path) -> gr.HTML:
+    """Bottom of the page: which checkpoint this is, how large, and what its own results.json says of it."""
+    source = checkpoint_source(default)
+    name = Path(source).name if source == str(default) or Path(source).is_dir() else source
+    return gr.HTML(
+        f'<div class="foot">Model: {html.escape(model.__class__.__name__)}, {count_parameters(model):,} parameters, '
+        f"checkpoint <code>{html.escape(name)}</code>; {html.escape(_result_sentence(checkpoint_results(default)))} "
+        f"Runs on this machine's CPU. Code: <code>hf_papers/papers/{paper_key}</code>.</div>"
+    )
+
+
+def _result_sentence(results: dict[str, Any]) -> str:
+    """The test metrics of a results.json in words; understands one run (numbers) and an aggregate (mean, std)."""
+    values = results.get("metrics", {}).get("test", {})
+    parts = []
+    for name, value in list(values.items())[:3]:
+        number = value["mean"] if isinstance(value, dict) else value
+        parts.append(f"{name.replace('_', ' ')} {number:.4g}")
+    return f"test set: {', '.join(parts)}." if parts else "test results: not run yet."
+
+
+def launch(demo: gr.Blocks) -> None:
+    """Serve the page: bounded queue, nothing recorded, nothing sent. GRADIO_SERVER_NAME and _PORT are honoured."""
+    demo.queue(default_concurrency_limit=1, max_size=16)
+    demo.launch(
+        theme=THEME,
+        css=CSS,
+        ssr_mode=False,
+        show_error=True,
+        run_history=False,
+        max_file_size="5mb",
+        footer_links=["api", "settings"],
+    )
+
+
+def run(build: Callable[[], gr.Blocks]) -> None:
+    """What `python app.py` does: build the page and serve it, or say in one sentence why not and exit with status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        demo = build()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    launch(demo)
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+
+
+def to_picture(image: torch.Tensor) -> Image.Image:
+    """One image (channels, height, width) with values in [0, 1], 1 or 3 channels, as a PIL picture."""
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return (
+        Image.fromarray(pixels[0], "L") if pixels.shape[0] == 1 else Image.fromarray(np.moveaxis(pixels, 0, -1), "RGB")
+    )
+
+
+def picture_grid(
+    images: torch.Tensor | Sequence[torch.Tensor], columns: int, width: int = 640, gap: int = 2
+) -> Image.Image:
+    """Images (n, channels, height, width) in [0, 1] as one picture about `width` pixels wide, pixels kept square.
+
+    Every image is enlarged by a whole factor, so that an 8 × 8 digit shows its pixels and is not blurred.
+    """
+    tiles = [to_picture(image) for image in images]
+    if not tiles:
+        raise ValueError("there are no images to show")
+    rows = math.ceil(len(tiles) / columns)
+    scale = max(1, (width - gap * (columns - 1)) // (columns * tiles[0].width))
+    tile_width, tile_height = tiles[0].width * scale, tiles[0].height * scale
+    size = (columns * tile_width + gap * (columns - 1), rows * tile_height + gap * (rows - 1))
+    grid = Image.new("RGB", size, "#c7d2fe")
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        enlarged = tile.resize((tile_width, tile_height), Image.Resampling.NEAREST).convert("RGB")
+        grid.paste(enlarged, (column * (tile_width + gap), row * (tile_height + gap)))
+    return grid

@@ -1,0 +1,1 @@
+"""What every registered model must pass. See `cases.py` for how a paper adjusts it."""
