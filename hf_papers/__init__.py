@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_papers import registry
 from hf_papers.errors import UserError
-from hf_papers.registry import Paper, find_paper, papers, register_all
+from hf_papers.registry import Paper, find_paper, register_all
 
 
 __version__ = "0.1.0"
@@ -20,7 +21,7 @@ __version__ = "0.1.0"
 def _public_names() -> dict[str, tuple[Paper, str]]:
     """Class name -> where it lives, for `from hf_papers import PaperVaeModel`."""
     names = {}
-    for paper in papers().values():
+    for paper in registry.papers().values():
         references = [paper.config, paper.task, *paper.models.values()]
         references += [paper.image_processor] if paper.image_processor else []
         for reference in references:
@@ -40,7 +41,7 @@ def __dir__() -> list[str]:
     return sorted([*__all__, *_public_names()])
 
 
-__all__ = ["Paper", "UserError", "find_paper", "papers", "register_all"]
+__all__ = ["Paper", "UserError", "find_paper", "register_all"]
 
 # Registering imports torch and transformers. The `hf-papers` command does it only when a command needs models, so
 # that `hf-papers --help` answers at once; everybody else gets it from the import.

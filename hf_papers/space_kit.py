@@ -35,21 +35,31 @@ from hf_papers.registry import Paper, find_paper
 logger = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-INK = "#312e81"  # indigo 900: text of figures
 ACCENT = "#4f46e5"  # indigo 600: the first line of a plot, the button
 CONTRAST = "#ea580c"  # orange 600: the second line, told apart from the first also without colour vision
-GRID = "#e5e7eb"
 
 THEME = gr.themes.Soft(
     primary_hue="indigo",
     secondary_hue="indigo",
     neutral_hue="slate",
     font=("ui-sans-serif", "system-ui", "sans-serif"),
+).set(
+    body_text_color_subdued="*neutral_500",  # contrast 4.8 on white; the theme's own has 2.6
+    block_title_background_fill="transparent",
+    block_title_background_fill_dark="transparent",
+    block_title_text_color="*body_text_color",
+    block_title_text_color_dark="*body_text_color",
+    block_title_padding="0",
+    block_label_text_color="*body_text_color",
+    block_label_text_color_dark="*body_text_color",
+    block_info_text_color="*neutral_500",
 )
 
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; padding: 12px 16px !important; }
-.gradio-container main.app { padding: 0 !important; }
+.gradio-container { max-width: 1080px !important; margin: 0 auto !important; padding: 8px clamp(2px, 1vw, 16px) !important; }
+.gradio-container .main.app { padding: 8px clamp(4px, 1vw, 16px) !important; }
+.gradio-container .html-container { padding: 6px 4px !important; }
+.gradio-container input[type=range] { min-height: 28px; }
 .paper-header h1 { margin: 0 0 2px; font-size: clamp(1.35rem, 4.5vw, 1.9rem); line-height: 1.2; font-weight: 700; }
 .paper-header .by { margin: 0 0 10px; color: var(--body-text-color-subdued); font-size: .92rem; }
 .paper-header .by a { color: var(--link-text-color); text-decoration: underline; text-underline-offset: 2px; white-space: nowrap; }
@@ -61,14 +71,14 @@ CSS = """
 .facts .name { display: block; font-size: .8rem; line-height: 1.3; color: var(--body-text-color-subdued); }
 .foot { color: var(--body-text-color-subdued); font-size: .85rem; line-height: 1.5; overflow-wrap: anywhere; }
 .foot a { color: var(--link-text-color); }
-.pixels img { image-rendering: pixelated; }
+.pixels, .pixels * { background: transparent !important; border: 0 !important; box-shadow: none !important; }
+.pixels img { width: 100% !important; max-width: 100%; height: auto !important; border-radius: 6px; }
+.narrow img { max-width: min(100%, 720px) !important; margin: 0 !important; }
+.caption { margin: 4px 0 0; font-weight: 600; font-size: .92rem; }
+.inline { align-items: end; }
+.inline button { min-height: 44px; }
 .hint { color: var(--body-text-color-subdued); font-size: .92rem; }
 footer { margin-top: 8px !important; }
-@media (max-width: 640px) {
-  .gradio-container { padding: 8px 10px !important; }
-  .gradio-container button.lg { min-height: 46px; }
-  .gradio-container input[type=range] { min-height: 32px; }
-}
 """
 
 
@@ -180,11 +190,33 @@ def count_parameters(model: PreTrainedModel) -> int:
 def header(paper_key: str, headline: str, idea: str) -> gr.HTML:
     """Top of the page: a headline, the paper with its link, and its idea in two plain sentences."""
     paper: Paper = find_paper(paper_key)
+    names = [name.strip() for name in paper.authors.split(",")]
+    authors = paper.authors if len(names) <= 3 else f"{names[0]} et al."
     return gr.HTML(
         f'<div class="paper-header"><h1>{html.escape(headline)}</h1>'
-        f'<p class="by"><em>{html.escape(paper.title)}</em>, {html.escape(paper.authors)}, {paper.year} · '
+        f'<p class="by" title="{html.escape(paper.authors)}"><em>{html.escape(paper.title)}</em>, {html.escape(authors)}, '
+        f"{paper.year} · "
         f'<a href="https://arxiv.org/abs/{paper.arxiv}" target="_blank" rel="noopener">arXiv {paper.arxiv}</a></p>'
         f'<p class="idea">{idea}</p></div>'
+    )
+
+
+def picture(label: str, name: str, *, narrow: bool = False) -> gr.Image:
+    """A picture under its caption, as wide as its column (`narrow`: at most 720 pixels); `name` is its id in the page.
+
+    The caption stands above: Gradio's own label would lie on the picture.
+    """
+    gr.HTML(f'<p class="caption">{html.escape(label)}</p>')
+    return gr.Image(
+        label=label,
+        alt_text=label,
+        show_label=False,
+        format="png",
+        interactive=False,
+        container=False,
+        buttons=[],
+        elem_id=name,
+        elem_classes=["pixels", "narrow"] if narrow else ["pixels"],
     )
 
 
@@ -255,7 +287,7 @@ def to_picture(image: torch.Tensor) -> Image.Image:
 
 
 def picture_grid(
-    images: torch.Tensor | Sequence[torch.Tensor], columns: int, width: int = 640, gap: int = 2
+    images: torch.Tensor | Sequence[torch.Tensor], columns: int, width: int = 1000, gap: int = 3
 ) -> Image.Image:
     """Images (n, channels, height, width) in [0, 1] as one picture about `width` pixels wide, pixels kept square.
 

@@ -11,15 +11,8 @@ Nothing heavy is imported before a name is used.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-
-if TYPE_CHECKING:
-    from hf_papers.data.arguments import DataArguments
-    from hf_papers.data.embedded import EmbeddedDataset, register_embedded
-    from hf_papers.data.sources import EmbeddedSource, FolderSource, HubSource, Source, open_source
-    from hf_papers.data.stream import Stream
-    from hf_papers.data.validation import check_batch, check_rows
 
 _HOMES = {
     "DataArguments": "arguments",
@@ -35,7 +28,19 @@ _HOMES = {
     "register_embedded": "embedded",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "DataArguments",
+    "EmbeddedDataset",
+    "EmbeddedSource",
+    "FolderSource",
+    "HubSource",
+    "Source",
+    "Stream",
+    "check_batch",
+    "check_rows",
+    "open_source",
+    "register_embedded",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ all a checkpoint needs, and what a dropped connection is continued from.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -135,11 +136,11 @@ class Patience:
 
 def reading_errors() -> tuple[type[Exception], ...]:
     """What reading a file raises when the file or the way to it is at fault."""
-    import httpx
     import pyarrow as pa
-    from huggingface_hub.utils._http import httpx2
 
-    return (OSError, pa.ArrowInvalid, httpx.HTTPError, httpx2.HTTPError)
+    # The HTTP clients share one base class name; one that was never imported cannot have raised anything.
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return (OSError, pa.ArrowInvalid, *(client.HTTPError for client in clients))
 
 
 # ------------------------------------------------------------------------------------------------- rows by number

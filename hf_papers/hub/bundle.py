@@ -20,9 +20,12 @@ from transformers.image_processing_base import ImageProcessingMixin
 from hf_papers.errors import UserError
 from hf_papers.registry import Paper, papers
 
+
 # What code may import that travels with a checkpoint, beside its own folder: see CODE_RULE.
 TRAVELLING = {"torch", "transformers", "huggingface_hub", "numpy", "safetensors", "PIL"}
-CODE_RULE = "Files that travel with a checkpoint import torch, transformers, huggingface_hub, numpy, the standard library "
+CODE_RULE = (
+    "Files that travel with a checkpoint import torch, transformers, huggingface_hub, numpy, the standard library "
+)
 CODE_RULE += "and, as `from .name import x`, files beside them."
 
 
@@ -95,7 +98,7 @@ def travels(processor: Any) -> bool:
         return False
     if not isinstance(processor, ImageProcessingMixin):
         raise UserError(
-            f"{type(processor).__name__} cannot be bundled: a processor is an image processor, or a tokenizer of transformers."
+            f"{type(processor).__name__} cannot be bundled: give an image processor, or a tokenizer of transformers."
         )
     return True
 

@@ -21,6 +21,7 @@ from hf_papers.errors import UserError
 from hf_papers.hub.problems import hub_problems
 from hf_papers.registry import Paper
 
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DOWNLOADED = ("*.json", "*.safetensors")
@@ -59,7 +60,9 @@ def load_strict(
     try:
         loaded, info = _load_quietly(model_class, folder, disable_mmap=not mmap, **options)
     except (TypeError, ValueError, RuntimeError) as error:  # an option of the config, or a class that cannot be built
-        raise UserError(f"The checkpoint in {folder} cannot be loaded as {model_class.__name__}: {_reason(error)}") from error
+        raise UserError(
+            f"The checkpoint in {folder} cannot be loaded as {model_class.__name__}: {_reason(error)}"
+        ) from error
     check_keys(info, model_class, folder)
     check_finite(loaded, folder)
     return loaded.eval()
@@ -88,7 +91,9 @@ def locate(source: str | Path, revision: str | None = None, token: str | None = 
     if path.is_dir():
         return path
     if path.is_file():
-        raise UserError(f"{source} is a file. Give the folder it lies in, which should hold config.json and {WEIGHTS}.")
+        raise UserError(
+            f"{source} is a file. Give the folder it lies in, which should hold config.json and {WEIGHTS}."
+        )
     text = str(source)
     if isinstance(source, Path) or text.startswith((".", "~", os.sep)) or text.count("/") != 1:
         raise UserError(f"There is no folder {source}, and it is not a repository id of the form user/name either.")
@@ -100,7 +105,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The content of `config.json`, which has to be there: without it transformers would use the defaults silently."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} has no config.json, so nobody can tell what its weights belong to. Is it the right folder?")
+        raise UserError(
+            f"{folder} has no config.json, so nobody can tell what its weights belong to. Is it the right folder?"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -147,12 +154,14 @@ def weight_files(folder: Path) -> list[Path]:
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
             raise UserError(f"{index} is damaged. Get the checkpoint again.") from error
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise UserError(f"{folder} lacks {len(missing)} of its {len(names)} weight files: {_some(missing)}. Download it anew.")
+            raise UserError(
+                f"{folder} lacks {len(missing)} of its {len(names)} weight files: {_some(missing)}. Download it anew."
+            )
         return [folder / name for name in names]
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise UserError(
-            f"{folder} holds its weights as a pickle ({_some(pickles)}), which can run code when it is read, and no {WEIGHTS}. "
+            f"{folder} holds its weights as a pickle ({_some(pickles)}), which can run code when read, and no {WEIGHTS}. "
             "Ask for the checkpoint in safetensors, or convert it where you trust it: load it there and call "
             "save_pretrained()."
         )
@@ -178,7 +187,9 @@ def check_weight_file(path: Path) -> None:
 def check_keys(info: dict[str, Any], model_class: type[PreTrainedModel], folder: Path) -> None:
     """Raises unless the checkpoint has exactly the model's weights in the model's shapes."""
     missing, unexpected = sorted(info.get("missing_keys", ())), sorted(info.get("unexpected_keys", ()))
-    shapes = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in info.get("mismatched_keys", ())]
+    shapes = [
+        f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in info.get("mismatched_keys", ())
+    ]
     problems = [f"it lacks {_some(missing)}"] if missing else []
     problems += [f"it has {_some(unexpected)}, which the model does not know"] if unexpected else []
     problems += [_some(sorted(shapes), 2)] if shapes else []

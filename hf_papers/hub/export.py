@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_papers.errors import UserError
 
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -91,7 +92,9 @@ def batched_outputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Te
         if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == batch_size
     }
     if not found:
-        raise UserError(f"{type(model).__name__} has no output with one row per example, so there is nothing to export.")
+        raise UserError(
+            f"{type(model).__name__} has no output with one row per example, so there is nothing to export."
+        )
     return found
 
 
@@ -180,7 +183,12 @@ def _verify(graph: _Graph, inputs: dict[str, Tensor], path: Path) -> None:
     for batch_size in CHECKED_BATCH_SIZES:
         batch = {n: v[:batch_size] if v.dim() and v.shape[0] == size else v for n, v in inputs.items()}
         expected = graph.module(*batch.values())
-        found = session.run(None, {name: value.numpy() for name, value in batch.items() if name in known})
+        try:
+            found = session.run(None, {name: value.numpy() for name, value in batch.items() if name in known})
+        except Exception as error:  # onnxruntime's errors have no public base class
+            raise UserError(
+                f"The ONNX graph is wrong: onnxruntime cannot run it for a batch of {batch_size}: {_first_line(error)}"
+            ) from error
         for name, ours, theirs in zip(graph.outputs, expected, found, strict=True):
             _compare(name, ours, torch.from_numpy(theirs), batch_size)
 

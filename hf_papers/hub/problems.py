@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,7 +42,9 @@ def hub_problems(action: str, repo_id: str, revision: str | None = None) -> Iter
             "Check the spelling (user/name), or log in with `hf auth login`."
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{action} failed: {where} has no revision '{revision}'. Name a branch, tag or commit of it.") from error
+        raise UserError(
+            f"{action} failed: {where} has no revision '{revision}'. Name a branch, tag or commit of it."
+        ) from error
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"{action} failed: {where} could not be reached and is not in the local cache. "
@@ -55,6 +58,10 @@ def hub_problems(action: str, repo_id: str, revision: str | None = None) -> Iter
         raise UserError(f"{action} failed: '{repo_id}' is not a repository id, which reads user/name.") from error
     except HfHubHTTPError as error:
         raise UserError(f"{action} failed: {_status_sentence(error, where)}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{action} failed: {constants.ENDPOINT} does not answer as a Hub does. Is HF_ENDPOINT right?"
+        ) from error
     except (HTTPError, ConnectionError, TimeoutError) as error:
         raise UserError(
             f"{action} failed: the connection to {where} broke ({_first_line(error) or type(error).__name__}). "
@@ -75,7 +82,9 @@ def _status_sentence(error: HfHubHTTPError, where: str) -> str:
     if status == 429:
         return f"{where} asks for fewer requests (429). Wait a few minutes, then try again."
     if status is not None and status >= 500:
-        return f"{where} answered with server error {status}, also after retries. Try again later; nothing is lost here."
+        return (
+            f"{where} answered with server error {status}, also after retries. Try again later; nothing is lost here."
+        )
     return f"{where} answered {status}: {said}."
 
 

@@ -18,6 +18,7 @@ import yaml
 from hf_papers.errors import UserError
 from hf_papers.training.arguments import TrainingArguments
 
+
 def aggregate(runs: Iterable[Path | str]) -> dict[str, Any]:
     """The results of finished runs over their seeds.
 
@@ -141,7 +142,9 @@ def recipe_values(folder: Path) -> dict[str, Any]:
         for entry in dataclasses.fields(TrainingArguments)
         if entry.name == "seed" or not entry.metadata.get("affects_result", True)
     }
-    recipe = {key: value for key, value in _read_recipe(folder).items() if isinstance(value, dict) and key != "reference"}
+    recipe = {
+        key: value for key, value in _read_recipe(folder).items() if isinstance(value, dict) and key != "reference"
+    }
     return {key: value for key, value in flatten(recipe).items() if key not in harmless}
 
 

@@ -64,7 +64,9 @@ def recipe_differences(groups: Mapping[str, list[Path]]) -> dict[str, dict[str, 
     values = {label: recipe_values(runs[0]) for label, runs in groups.items()}
     options = dict.fromkeys(option for recipe in values.values() for option in recipe)
     table = {option: {label: recipe.get(option) for label, recipe in values.items()} for option in options}
-    return {option: row for option, row in table.items() if any(value != row[next(iter(row))] for value in row.values())}
+    return {
+        option: row for option, row in table.items() if any(value != row[next(iter(row))] for value in row.values())
+    }
 
 
 def draw_comparison(groups: Mapping[str, dict[str, Any]], metrics: list[str], split: str, path: Path) -> Path:
@@ -86,9 +88,7 @@ def draw_comparison(groups: Mapping[str, dict[str, Any]], metrics: list[str], sp
     return save_picture(figure, path)
 
 
-def _metrics_in_common(
-    groups: Mapping[str, dict[str, Any]], metrics: Iterable[str] | None, split: str
-) -> list[str]:
+def _metrics_in_common(groups: Mapping[str, dict[str, Any]], metrics: Iterable[str] | None, split: str) -> list[str]:
     if len(groups) < 2:
         raise UserError("A comparison needs at least two groups of runs.")
     if len({result["paper"] for result in groups.values()}) > 1:

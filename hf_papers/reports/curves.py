@@ -64,7 +64,9 @@ def metric_names(run: Path | str) -> list[str]:
     return sorted(names, key=lambda name: (not name.startswith("train/"), "learning_rate" in name))
 
 
-def learning_curves(runs: Iterable[Path | str], folder: Path | str, names: Iterable[str] | None = None) -> dict[str, Path]:
+def learning_curves(
+    runs: Iterable[Path | str], folder: Path | str, names: Iterable[str] | None = None
+) -> dict[str, Path]:
     """Draw up to six metrics over the steps into `folder/learning_curve.png`; returns caption -> picture.
 
     Without `names`: what the runs validated on, and the losses they trained on.
@@ -92,7 +94,9 @@ def comparison_curves(groups: Mapping[str, Iterable[Path | str]], name: str, pat
     for index, (label, runs) in enumerate(groups.items()):
         curve = mean_curve(list(runs), name)
         if not curve[0]:
-            raise UserError(f"The runs of '{label}' never logged '{name}' at a common step, so there is no curve to draw.")
+            raise UserError(
+                f"The runs of '{label}' never logged '{name}' at a common step, so there is no curve to draw."
+            )
         draw_curve(axes, curve, COLOURS[index % len(COLOURS)], label)
     style_axes(axes, name)
     axes.legend(frameon=False, fontsize=9)
@@ -102,7 +106,9 @@ def comparison_curves(groups: Mapping[str, Iterable[Path | str]], name: str, pat
 def draw_curve(axes: Axes, curve: Curve, colour: str, label: str | None = None) -> None:
     """A mean as a line and ± one standard deviation as a band."""
     steps, means, deviations = curve
-    axes.plot(steps, means, color=colour, linewidth=1.6, label=label, marker="o" if len(steps) < 15 else None, markersize=3)
+    axes.plot(
+        steps, means, color=colour, linewidth=1.6, label=label, marker="o" if len(steps) < 15 else None, markersize=3
+    )
     if any(deviations):
         low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]

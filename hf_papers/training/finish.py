@@ -64,7 +64,7 @@ def finish(trainer: Trainer) -> None:
         "command": command_line(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
-    _install(run.folder, trainer._save_model)
+    _install(run.folder, trainer.save_model)
     run.figures.mkdir(exist_ok=True)
     with forked_randomness(arguments.seed, 3), torch.no_grad():
         trainer.model.eval()

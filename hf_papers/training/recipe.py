@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,9 +39,11 @@ class Recipe:
     @cached_property
     def config(self) -> Any:
         """The model's config. Raises `UserError` for an impossible value."""
+        from huggingface_hub.errors import StrictDataclassError
+
         try:
             return self.paper.config_class(**self.model)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, StrictDataclassError) as error:
             raise UserError(f"The model options of recipe '{self.name}' do not fit: {_last_line(error)}") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +54,8 @@ class Recipe:
             "description": self.description,
             "estimate": self.estimate,
             "reference": self.reference,
-            "model": dict(self.model),
+            # All fields, so that a run says what it was even where a default has changed since.
+            "model": {name: getattr(self.config, name) for name in _config_types(self.paper.config_class)},
             "task": dataclasses.asdict(self.task),
             "data": dataclasses.asdict(self.data),
             "training": dataclasses.asdict(self.training),
@@ -126,17 +130,24 @@ def recipe_from_dict(
 
 def option_types(paper: Paper) -> dict[str, dict[str, Any]]:
     """Section -> option -> type: the one flat namespace of a paper's command line."""
-    from transformers import PreTrainedConfig
-
-    inherited = {entry.name for entry in dataclasses.fields(PreTrainedConfig)}
-    own = [entry.name for entry in dataclasses.fields(paper.config_class) if entry.name not in inherited]
-    config_types = get_type_hints(paper.config_class)
     return {
         "training": get_type_hints(TrainingArguments),
         "data": get_type_hints(DataArguments),
         "task": _field_types(paper.task_class.Options),
-        "model": {name: config_types[name] for name in own},
+        "model": _config_types(paper.config_class),
     }
+
+
+def _config_types(config_class: type) -> dict[str, Any]:
+    """The fields that a config adds to those of every config of transformers."""
+    from transformers import PreTrainedConfig
+
+    own = [ancestor for ancestor in config_class.__mro__ if ancestor not in PreTrainedConfig.__mro__]
+    hints: dict[str, Any] = {}
+    for ancestor in reversed(own):
+        hints |= inspect.get_annotations(ancestor, eval_str=True)
+    names = {entry.name for entry in dataclasses.fields(config_class)}
+    return {name: kind for name, kind in hints.items() if name in names}
 
 
 def _field_types(options: type) -> dict[str, Any]:

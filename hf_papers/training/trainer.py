@@ -8,18 +8,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from hf_papers.errors import UserError
 from hf_papers.training.arguments import TrainingArguments
@@ -34,6 +37,8 @@ from hf_papers.training.task import Batch, Context, Task
 
 # How often processes agree on stopping together. Rarer is cheaper, but a signal waits that many steps.
 SYNC_STEPS = 10
+
+PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclass
@@ -79,6 +84,10 @@ class Trainer:
         )
         # Asking an accelerator whether a number is finite stalls it: there the losses are looked at when they are logged.
         self.watches_every_loss = self.context.device.type == "cpu"
+        # Accelerate's wrappers look for optional packages at every step, half a millisecond each time. Without a loss
+        # scaler and sharded parameters they do nothing else, so the step is taken without them.
+        distributed = self.accelerator.distributed_type
+        self.is_plain = self.accelerator.scaler is None and distributed in PLAIN
         self._on_first_process(lambda: self.run.claim(task.recipe))
         seed_everything(arguments.seed)  # the same weights on every process …
         self.model = task.build_model().to(self.context.device)
@@ -105,6 +114,8 @@ class Trainer:
         arguments = self.arguments
         if arguments.mixed_precision == "fp16" and (arguments.use_cpu or not torch.cuda.is_available()):
             raise UserError("--mixed_precision fp16 needs a GPU; on the CPU use bf16.")
+        # Accelerate remembers the precision of the first run in a process; a second run brings its own.
+        AcceleratorState._reset_state(reset_partial_state=False)
         # Every process keeps its own running statistics within a step: broadcasting them at each forward would overwrite
         # what the backward of an earlier forward of the same step (real, then fake) still needs.
         unsynchronised_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
@@ -112,7 +123,7 @@ class Trainer:
             cpu=arguments.use_cpu,
             kwargs_handlers=[unsynchronised_buffers],
             mixed_precision=arguments.mixed_precision,
-            log_with=arguments.trackers,
+            log_with=arguments.trackers or None,
             project_dir=str(self.run.logs),
         )
 
@@ -203,16 +214,25 @@ class Trainer:
                 self.meter.add(key, value)
 
     def _backward(self, player: Player, loss: torch.Tensor) -> None:
-        if len(self.players) == 1:
-            self.accelerator.backward(loss)
+        # With several players the gradient stops at the one whose turn it is; alone there is nobody to spare.
+        inputs = player.parameters if len(self.players) > 1 else None
+        if self.is_plain:
+            loss.backward(inputs=inputs)
         else:
-            self.accelerator.backward(loss, inputs=player.parameters)
+            self.accelerator.backward(loss, inputs=inputs)
 
     def _move(self, player: Player) -> None:
-        if self.arguments.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(player.parameters, self.arguments.max_grad_norm)
-        player.optimizer.step()
-        player.optimizer.zero_grad()
+        limit = self.arguments.max_grad_norm
+        if self.is_plain:
+            if limit is not None:
+                nn.utils.clip_grad_norm_(player.parameters, limit)
+            optimizer = bare_optimizer(player.optimizer)
+        else:
+            if limit is not None:
+                self.accelerator.clip_grad_norm_(player.parameters, limit)
+            optimizer = player.optimizer
+        optimizer.step()
+        optimizer.zero_grad()
 
     def _gradients_stay_local(self) -> contextlib.ExitStack:
         """Processes need not exchange the gradients of a micro-batch that is not the last."""
@@ -276,7 +296,7 @@ class Trainer:
             self.progress.say(f"step {self.step}  validation {self.task.best_metric} {value:.4g}")
             if self._is_better(value):
                 self.best = {"step": self.step, "value": value}
-                write_folder(self.run.best, self._save_model)
+                write_folder(self.run.best, self.save_model)
         self.progress.pause()
 
     def _is_better(self, value: float) -> bool:
@@ -288,7 +308,8 @@ class Trainer:
         if self.watches_every_loss:
             return
         for name, index, count in self.meter.not_finite():
-            self._refuse_loss(name.removesuffix("_loss"), self.step - count + index)
+            player = next(iter(self.players)) if name == "loss" else name.removesuffix("_loss")
+            self._refuse_loss(player, self.step - count + index)
 
     def _refuse_loss(self, name: str, step: int) -> None:
         newest = self.run.checkpoints.newest()
@@ -323,7 +344,7 @@ class Trainer:
             own = {"random": get_random_state(), "task": self.task.state_dict()}
             save_state(own, written / "state" / f"process-{self.context.rank:05d}")
             if first:
-                self._save_model(written)
+                self.save_model(written)
                 save_state(self._shared_state(), written / "state" / "trainer")
             self.accelerator.wait_for_everyone()
             if first:
@@ -338,10 +359,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.progress.pause()
 
-    def _save_model(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-        if self.processor is not None:
-            self.processor.save_pretrained(folder)
+    def save_model(self, folder: Path) -> None:
+        """Write the model and its processor as `from_pretrained` reads them."""
+        with _without_progress_bars():
+            self.model.save_pretrained(folder)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
 
     def _shared_state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -435,3 +458,15 @@ class Trainer:
 def bare_optimizer(optimizer: Any) -> Optimizer:
     """The torch optimiser inside Accelerate's wrapper."""
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """transformers draws a bar for each file it writes; between the lines of a training they are noise."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

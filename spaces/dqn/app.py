@@ -227,9 +227,11 @@ def draw_survival(lasted: np.ndarray, angles: np.ndarray, velocities: np.ndarray
     width, height = left + cell * len(angles) + 14, top + cell * len(velocities) + 52
 
     def colour(steps: int) -> str:
-        share = steps / MAX_STEPS
-        fallen, held = np.array([254, 215, 170]), np.array([67, 56, 202])
-        return "#" + "".join(f"{round(value):02x}" for value in fallen + (held - fallen) * share)
+        stops = np.array(
+            [[251, 146, 60], [254, 243, 226], [165, 180, 252], [55, 48, 163]]
+        )  # orange, cream, lavender, indigo
+        mixed = [np.interp(steps / MAX_STEPS, [0.0, 0.2, 0.5, 1.0], channel) for channel in stops.T]
+        return "#" + "".join(f"{round(value):02x}" for value in mixed)
 
     def across(angle: float) -> float:
         return left + cell * ((angle - angles[0]) / (angles[1] - angles[0]) + 0.5)
@@ -245,12 +247,18 @@ def draw_survival(lasted: np.ndarray, angles: np.ndarray, velocities: np.ndarray
         for column in range(len(angles))
     )
     labels = "".join(
-        f'<text x="{across(angle):.0f}" y="{height - 34}" text-anchor="middle">{angle:+.0f}°</text>' for angle in angles[::5]
+        f'<text x="{across(angle):.0f}" y="{height - 34}" text-anchor="middle">{angle:+.0f}°</text>'
+        for angle in angles[::5]
     ) + "".join(
         f'<text x="{left - 6}" y="{down(velocity) + 5:.0f}" text-anchor="end">{velocity:+.1f}</text>'
         for velocity in velocities[::5]
     )
-    box = (across(-TRAINED_ANGLE), down(0.05), across(TRAINED_ANGLE) - across(-TRAINED_ANGLE), down(-0.05) - down(0.05))
+    box = (
+        across(-TRAINED_ANGLE),
+        down(0.05),
+        across(TRAINED_ANGLE) - across(-TRAINED_ANGLE),
+        down(-0.05) - down(0.05),
+    )
     return f"""
 <svg class="map" viewBox="0 0 {width} {height}" role="img" aria-label="Steps survived for each start">
 <style>.map {{ width: 100%; max-width: 560px; height: auto; display: block; margin: 0 auto; font-family: ui-sans-serif, system-ui,
@@ -316,8 +324,11 @@ def build() -> gr.Blocks:
             "expects.",
         )
         with gr.Tabs():
-            with gr.Tab("Play an episode"):
+            with gr.Tab("One episode"):
                 with gr.Row():
+                    with gr.Column(scale=6, min_width=300):
+                        summary = gr.HTML(elem_id="episode-facts")
+                        episode = gr.HTML(elem_id="episode")
                     with gr.Column(scale=4, min_width=260):
                         angle = gr.Slider(
                             -MAX_ANGLE, MAX_ANGLE, 0, step=0.5, label="Starting angle of the pole, degrees",
@@ -333,15 +344,12 @@ def build() -> gr.Blocks:
                         )  # fmt: skip
                         seed = gr.Number(0, label="Seed", precision=None, elem_id="seed")
                         button = gr.Button("Run an episode", variant="primary", size="lg")
-                    with gr.Column(scale=6, min_width=300):
-                        summary = gr.HTML(elem_id="episode-facts")
-                        episode = gr.HTML(elem_id="episode")
                 inputs = [angle, shove, epsilon, seed]
                 gr.on(
                     [button.click, demo.load, angle.release, shove.release, epsilon.release, seed.submit],
                     run_episode, inputs, [episode, summary], api_name="run_episode", show_progress="minimal",
                 )  # fmt: skip
-            with gr.Tab("Where does it hold?"):
+            with gr.Tab("Where it holds"):
                 gr.HTML(
                     '<p class="hint">Every cell is an episode from another start: indigo held out for all 500 steps, orange fell '
                     "at once. The small box in the middle is all that training ever started from; the rest it has met only "

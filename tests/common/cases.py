@@ -1,7 +1,8 @@
 """What the suite has to know about a model. Everything is taken from the registry; a paper overrides what differs.
 
 A paper is tested by being registered: each of its presets called `tiny` or `tiny-something` is built, fed
-`model.dummy_inputs`, and put through every check of `checks.py`. Where a default does not suit a paper, its own `tests/papers/test_<paper>.py` says so:
+`model.dummy_inputs`, and put through every check of `checks.py`. Where a default does not suit a paper, its own
+`tests/papers/test_<paper>.py` says so:
 
     class Case(ModelCase):
         overfit_steps = 500
@@ -17,6 +18,7 @@ import importlib
 import importlib.util
 import math
 import re
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,9 +32,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_papers.registry import Paper, papers
 
+
 SIZE = re.compile(r"(^num_|_size$|^size$|layers?$|heads$|channels?$|widths?$|features$|pieces$|units$|dim$|actions$)")
 SHARE = re.compile(r"(dropout|prob$|probability)")
-NOT_NEGATIVE = re.compile(r"(dropout|prob$|probability|_std$|^std$|_range$|eps$|epsilon$|variance|momentum|^beta$)")
+NOT_NEGATIVE = re.compile(r"(dropout|prob$|probability|_std$|^std$|_range$|eps$|epsilon$|(?<!log_)variance$|momentum)")
 
 
 @contextmanager
@@ -149,13 +152,18 @@ class ModelCase:
 
     def own_fields(self) -> dict[str, set[Any]]:
         """The config's own options (not those of the base class) and the types that each accepts."""
-        inherited = {n for n in PreTrainedConfig.__dataclass_fields__ if n not in self.config_class.__annotations__}
-        hints = typing.get_type_hints(self.config_class)
-        return {
-            name: accepted_types(hints[name])
-            for name in self.config_class.__dataclass_fields__
-            if name not in inherited and name not in ("transformers_version", "architectures")
-        }
+        own: dict[str, set[Any]] = {}
+        for base in reversed(self.config_class.__mro__):
+            if base not in PreTrainedConfig.__mro__:
+                hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=annotations_of(base)))
+                own.update({name: accepted_types(hint) for name, hint in hints.items()})
+        return own
+
+
+def annotations_of(base: type) -> dict[str, Any]:
+    """The options that this class itself declares."""
+    declared = vars(base).get("__annotations__", {})
+    return {name: hint for name, hint in declared.items() if get_origin(hint) is not typing.ClassVar}
 
 
 def is_batched(value: Tensor) -> bool:
@@ -174,32 +182,32 @@ def accepted_types(hint: Any) -> set[Any]:
 
 def nonsense_of_types(case: ModelCase) -> list[tuple[str, Any]]:
     """(field, value) pairs that no reader of the field's name and type would take for a value."""
-    return [(name, value) for name, types in case.own_fields().items() for value in nonsense_values(name, types)]
+    return [(name, value) for name, kinds in case.own_fields().items() for value in nonsense_values(name, kinds)]
 
 
-def nonsense_values(name: str, types: set[Any]) -> Iterator[Any]:
-    texts = {t for t in types if t is str or get_origin(t) is Literal}
-    numbers = types & {int, float}
+def nonsense_values(name: str, kinds: set[Any]) -> Iterator[Any]:
+    texts = {t for t in kinds if t is str or get_origin(t) is Literal}
+    numbers = kinds & {int, float}
     yield "no such thing"  # wrong for a number, and none of the choices of a text
-    if NoneType not in types:
+    if NoneType not in kinds:
         yield None
     if numbers and not texts:
-        yield [1, 2, 3] if not types & {list, tuple} else {"a": 1}
-    if float in types:
+        yield [1, 2, 3] if not kinds & {list, tuple} else {"a": 1}
+    if float in kinds:
         yield from (math.nan, math.inf)
-    elif int in types:
+    elif int in kinds:
         yield 2.5
     if texts and not numbers:
         yield 7
-    if numbers and (SIZE.search(name) or int in types and float not in types and "id" not in name.split("_")):
+    if numbers and (SIZE.search(name) or int in kinds and float not in kinds and "id" not in name.split("_")):
         yield -1
     if numbers and NOT_NEGATIVE.search(name):
-        yield -0.5 if float in types else -1
+        yield -0.5 if float in kinds else -1
     if numbers and SIZE.search(name):
         yield 0
-    if float in types and SHARE.search(name):
+    if float in kinds and SHARE.search(name):
         yield 1.5
-    if types & {list, tuple} and not numbers:
+    if kinds & {list, tuple} and not numbers:
         yield from (3, ["no such thing"], [-1])
 
 

@@ -16,7 +16,7 @@ What is served:
 What a client may rely on: whoami-v2, create/delete repo, repo info with siblings, validate-yaml, preupload, LFS batch +
 upload (one part or many) + verify, NDJSON commits (atomic, `parentCommit` honoured), tree (recursive, paged), paths-info,
 refs, commits, branches, tags, resolve with HEAD, Range, ETag and If-None-Match; 401/403/404/409/412 with the Hub's
-`X-Error-Code` and `X-Error-Message`. Not spoken: Xet (set `HF_HUB_DISABLE_XET=1`, as `HubServer.environment` does; no
+`X-Error-Code` and `X-Error-Message`. Not spoken: Xet (set `HF_HUB_DISABLE_XET=1`, as `HubServer.env` does; no
 Xet headers are ever sent, so downloads never try it), pull requests, discussions, search.
 """
 
@@ -36,7 +36,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def make_commit(title: str, message: str, files: dict[str, Blob], parent: Commit
     digest = hashlib.sha1((parent.sha if parent else "root").encode() + title.encode())
     for path in sorted(files):
         digest.update(f"{path}\0{files[path].etag}\n".encode())
-    date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     return Commit(digest.hexdigest(), title, message, date, dict(files), parent)
 
 
@@ -176,7 +176,8 @@ class Fault:
 
     The first `skip` matching requests pass untouched; then `times` are struck (None: all of them). What happens:
     `status` answers with this status instead of doing anything (with `headers`); `drop_after` does the work but cuts
-    the connection after this many bytes of the answer's body (0: no answer at all); `delay` waits this many seconds first;
+    the connection after this many bytes of the answer's body (0: no answer at all), in order or, with `reset`, as a crash
+    would (the client resumes a download after the one and not after the other); `delay` waits this many seconds first;
     `corrupt` flips a bit in the middle of the body that is sent (or, for an upload, received); `truncate` sends this many
     bytes fewer and says so in Content-Length; `headers` alone are added to the answer.
     """
@@ -186,6 +187,7 @@ class Fault:
     skip: int = 0
     status: int | None = None
     drop_after: int | None = None
+    reset: bool = False
     delay: float = 0.0
     corrupt: bool = False
     truncate: int = 0
@@ -276,10 +278,14 @@ class HubServer:
         self.root = Path(root).resolve() if root is not None else None
         if self.root is not None and not self.root.is_dir():
             raise FileNotFoundError(f"{root} is not a folder: it should hold datasets/<namespace>/<name> or models/….")
-        self.users = users if users is not None else {
-            "hf_tester": User("tester", organizations=("tester-lab",)),
-            "hf_reader": User("reader", role="read"),
-        }
+        self.users = (
+            users
+            if users is not None
+            else {
+                "hf_tester": User("tester", organizations=("tester-lab",)),
+                "hf_reader": User("reader", role="read"),
+            }
+        )
         self.page_size, self.part_size, self.verbose = page_size, part_size, verbose
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lfs: dict[str, bytes] = {}  # sha256 -> content, uploaded and verified
@@ -290,6 +296,7 @@ class HubServer:
         self._http = _HttpServer(("127.0.0.1", port), _Handler)
         self._http.hub = self
         self._thread: threading.Thread | None = None
+        self._home: tempfile.TemporaryDirectory[str] | None = None
 
     # -- life
 
@@ -307,6 +314,8 @@ class HubServer:
         self._http.server_close()
         if self._thread is not None:
             self._thread.join()
+        if self._home is not None:
+            self._home.cleanup()
 
     def serve_forever(self) -> None:
         self._http.serve_forever()
@@ -317,20 +326,28 @@ class HubServer:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    def environment(self, home: str | Path, token: str | None = None) -> dict[str, str]:
-        """What to add to `os.environ` of a process that shall use this server and keep its caches under `home`.
+    @property
+    def home(self) -> Path:
+        """A temporary HF_HOME for this server's clients, gone when it stops."""
+        if self._home is None:
+            self._home = tempfile.TemporaryDirectory(prefix="hf-home-")
+        return Path(self._home.name)
+
+    def env(self, token: str | None = None) -> dict[str, str]:
+        """What a process needs in its environment to use this server and nothing else: endpoint, token, fresh caches.
 
         An empty HF_TOKEN means "no token": it also hides the token of a developer who is logged in, since HF_HOME moves.
         """
+        home = self.home
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
-            "HF_HUB_CACHE": str(Path(home) / "hub"),
-            "HF_DATASETS_CACHE": str(Path(home) / "datasets"),
-            "HF_MODULES_CACHE": str(Path(home) / "modules"),
-            "HF_ASSETS_CACHE": str(Path(home) / "assets"),
-            "HF_XET_CACHE": str(Path(home) / "xet"),
-            "HF_TOKEN_PATH": str(Path(home) / "token"),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_DATASETS_CACHE": str(home / "datasets"),
+            "HF_MODULES_CACHE": str(home / "modules"),
+            "HF_ASSETS_CACHE": str(home / "assets"),
+            "HF_XET_CACHE": str(home / "xet"),
+            "HF_TOKEN_PATH": str(home / "token"),
             "HF_TOKEN": token or "",
             "HF_HUB_OFFLINE": "0",
             "TRANSFORMERS_OFFLINE": "0",
@@ -573,14 +590,14 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = self.headers.get("Range")
             self.hub.log(Request(self.command, self.path, answer.status, sent, len(self.body), wanted, user))
         if dropped:
-            self.hang_up()
+            self.hang_up(fault.reset)
 
-    def hang_up(self) -> None:
-        """Cuts the line so that the client sees it at once (a reset), not an orderly end."""
+    def hang_up(self, reset: bool) -> None:
+        """Ends the connection though the client waits for more; `reset` has the system send RST instead of FIN."""
         self.wfile.flush()
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-        self.close_connection = True
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True  # the server closes the socket when the handler returns
 
     def json(self) -> dict[str, Any]:
         return json.loads(self.body or b"{}")
@@ -601,15 +618,17 @@ def whoami(request: _Handler) -> Answer:
     if request.caller is None:
         raise ApiError(401, "Invalid username or password.")
     user = request.caller
-    return as_json({
-        "type": "user",
-        "id": user.name,
-        "name": user.name,
-        "fullname": user.name,
-        "email": f"{user.name}@example.org",
-        "orgs": [{"type": "org", "name": name, "roleInOrg": user.role} for name in user.organizations],
-        "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": user.role}},
-    })
+    return as_json(
+        {
+            "type": "user",
+            "id": user.name,
+            "name": user.name,
+            "fullname": user.name,
+            "email": f"{user.name}@example.org",
+            "orgs": [{"type": "org", "name": name, "roleInOrg": user.role} for name in user.organizations],
+            "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": user.role}},
+        }
+    )
 
 
 @route("POST", "/api/repos/create")
@@ -673,7 +692,17 @@ def front_matter(content: str) -> tuple[dict[str, Any], list[str]]:
     return (data, []) if isinstance(data, dict) else ({}, ["the metadata is not a mapping"])
 
 
-LICENCES = {"mit", "apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "other", "unknown", "openrail"}
+LICENCES = {
+    "mit",
+    "apache-2.0",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "other",
+    "unknown",
+    "openrail",
+}
 
 
 def metadata_errors(data: dict[str, Any], kind: str) -> list[str]:
@@ -762,7 +791,11 @@ def computed_tags(card: dict[str, Any]) -> list[str]:
 
 
 def sibling_details(blob: Blob) -> dict[str, Any]:
-    lfs = {"sha256": blob.sha256, "size": blob.size, "pointerSize": len(lfs_pointer(blob.sha256, blob.size))} if blob.sha256 else None
+    lfs = (
+        {"sha256": blob.sha256, "size": blob.size, "pointerSize": len(lfs_pointer(blob.sha256, blob.size))}
+        if blob.sha256
+        else None
+    )
     return {"size": blob.size, "blobId": blob.oid} | ({"lfs": lfs} if lfs else {})
 
 
@@ -784,9 +817,9 @@ def list_refs(request: _Handler, kind: str, repo_id: str) -> Answer:
 def list_commits(request: _Handler, kind: str, repo_id: str, revision: str) -> Answer:
     commits = request.find(kind, repo_id, revision)[1].history()
     author = [{"user": repo_id.split("/")[0]}]
-    return as_json([
-        {"id": c.sha, "title": c.title, "message": c.message, "date": c.date, "authors": author} for c in commits
-    ])
+    return as_json(
+        [{"id": c.sha, "title": c.title, "message": c.message, "date": c.date, "authors": author} for c in commits]
+    )
 
 
 @route("POST", REPO + r"/branch/(?P<branch>[^/]+)")
@@ -848,7 +881,12 @@ def file_entry(path: str, blob: Blob) -> dict[str, Any]:
 
 def folder_entry(commit: Commit, folder: str) -> dict[str, Any]:
     inside = [f"{path}\0{blob.oid}" for path, blob in sorted(commit.files.items()) if path.startswith(f"{folder}/")]
-    return {"type": "directory", "oid": hashlib.sha1("\n".join(inside).encode()).hexdigest(), "size": 0, "path": folder}
+    return {
+        "type": "directory",
+        "oid": hashlib.sha1("\n".join(inside).encode()).hexdigest(),
+        "size": 0,
+        "path": folder,
+    }
 
 
 def expanded(entry: dict[str, Any], commit: Commit) -> dict[str, Any]:
@@ -1060,7 +1098,9 @@ def apply_operations(hub: HubServer, files: dict[str, Blob], lines: list[dict[st
             if files.pop(value["path"], None) is None:
                 raise ApiError(400, f"{value['path']} cannot be deleted: it does not exist")
         elif key == "deletedFolder":
-            files = {path: blob for path, blob in files.items() if not path.startswith(value["path"].rstrip("/") + "/")}
+            files = {
+                path: blob for path, blob in files.items() if not path.startswith(value["path"].rstrip("/") + "/")
+            }
     return files
 
 
@@ -1083,9 +1123,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--verbose", action="store_true", help="print every request")
     options = parser.parse_args(arguments)
-    hub = HubServer(options.root, port=options.port, verbose=options.verbose)
+    try:
+        hub = HubServer(options.root, port=options.port, verbose=options.verbose)
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
     print(f"HF_ENDPOINT={hub.url}", flush=True)
-    print(f"To write to it: HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1 (user {hub.user!r}; kept in memory only).", flush=True)
+    print(
+        f"To write to it: HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1 (user {hub.user!r}; kept in memory only).",
+        flush=True,
+    )
     print(f"Clients should use a cache of their own: HF_HOME={tempfile.gettempdir()}/hf-local", flush=True)
     try:
         hub.serve_forever()

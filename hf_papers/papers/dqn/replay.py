@@ -116,7 +116,8 @@ class ReplayMemory:
 
     def sample(self, *shape: int) -> Transitions:
         """Transitions drawn uniformly with replacement, e.g. `sample(32)`, or `sample(128, 64)` for 128 batches at once."""
-        if not self._usable(np.arange(self.size)).any() if self.transitions <= self.stack else False:
+        # At most stack - 1 transitions have lost part of their stack to the head, so with more there is one to draw.
+        if self.transitions < self.stack and not self._usable(np.arange(self.size)).any():
             raise ValueError("The replay memory holds no complete transition yet: play before you sample.")
         slots = self.generator.integers(0, self.size, int(np.prod(shape)))
         unusable = np.flatnonzero(~self._usable(slots))
@@ -147,9 +148,8 @@ class ReplayMemory:
             back = np.minimum(np.arange(self.stack - 1, -1, -1), self.age[slots][..., None])
             window = np.concatenate([slots[..., None] - back, following[..., None]], axis=-1)
             frames = self.frames[window % self.capacity]
-            axis = slots.ndim
-            observations = np.take(frames, range(self.stack), axis)
-            next_observations = np.take(frames, range(1, self.stack + 1), axis)
+            leading = (slice(None),) * slots.ndim
+            observations, next_observations = frames[(*leading, slice(0, -1))], frames[(*leading, slice(1, None))]
         return Transitions(
             observations, self.actions[slots], self.rewards[slots], next_observations, self.terminated[slots]
         )

@@ -1,19 +1,30 @@
-"""Pictures to the grey pixels in [0, 1] that the discriminator sees."""
+"""Pictures to the pixels in [0, 1] that the discriminator sees."""
 
 import numpy as np
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+
+class PaperGanImageProcessorKwargs(ImagesKwargs, total=False):
+    """num_channels: 1 turns every picture grey, 3 turns it into red, green and blue."""
+
+    num_channels: int
 
 
 class PaperGanImageProcessor(PilBackend):
-    """Grey, resized to `size`, divided by 255. Pictures or uint8 arrays -> pixel_values (batch, 1, height, width).
+    """Grey (or coloured), resized to `size`, divided by 255. Pictures or arrays -> pixel_values (batch, channels, h, w).
 
-    Arrays are (height, width), (1, height, width), (3, height, width) or channels last. Floating-point arrays are taken
-    as they are and have to be in [0, 1] already: dividing those by 255 again is the classic way to train on black images.
+    No mean is subtracted: G ends in a sigmoid, and D has to see real and generated pixels on the same scale.
+    Arrays are (h, w), channels first or channels last. Integers are in 0..255 and true/false is white/black.
+    Floating-point values have to be in [0, 1] already: dividing those by 255 again is the classic way to train on black.
     """
 
+    valid_kwargs = PaperGanImageProcessorKwargs
+
     size = {"height": 28, "width": 28}
+    num_channels = 1
     resample = PILImageResampling.BILINEAR
     do_resize = True
     do_rescale = True
@@ -21,29 +32,55 @@ class PaperGanImageProcessor(PilBackend):
     do_normalize = False
     do_convert_rgb = False
 
+    def _validate_preprocess_kwargs(self, num_channels: int | None = None, **kwargs) -> None:
+        if num_channels not in (1, 3):
+            raise ValueError(f"num_channels is 1 (grey) or 3 (colour), not {num_channels}.")
+        super()._validate_preprocess_kwargs(**kwargs)
+
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
-        """One picture as a grey uint8 array (1, height, width)."""
+        """One picture as a uint8 array (channels, height, width)."""
         if not isinstance(image, Image.Image):
             image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format)
             image = _array_to_picture(np.asarray(image))
-        if image.mode in ("RGBA", "LA", "PA"):  # transparency over white would turn a digit's background into ink
-            backdrop = Image.new("RGBA", image.size, (0, 0, 0, 255))
-            image = Image.alpha_composite(backdrop, image.convert("RGBA"))
-        if image.mode not in ("L", "1", "P", "RGB", "RGBA"):
-            raise ValueError(f"A picture of mode '{image.mode}' has more than 8 bits per colour; convert it to 'L' first.")
-        return np.asarray(image.convert("L"))[None]
+        mode = "L" if (kwargs.get("num_channels") or self.num_channels) == 1 else "RGB"
+        if image.mode != mode:
+            image = _convert(image, mode)
+        array = np.asarray(image)
+        return array[None] if mode == "L" else np.moveaxis(array, -1, 0)
+
+    def resize(self, image: np.ndarray, size, **kwargs) -> np.ndarray:
+        """(channels, h, w) to (channels, size.height, size.width); a picture of the right size is left alone."""
+        if image.shape[1:] == (size.height, size.width):
+            return image
+        return super().resize(image, size, **kwargs)
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """A picture of any common mode as grey ("L") or colour ("RGB")."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("RGBA", "LA", "PA"):
+        # Transparency is laid over black, the ground of MNIST; over white it would drown a drawn digit.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image.convert("RGBA"))
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"):
+        # Pillow would cut 16-bit and floating-point pixels off at 255 without a word.
+        raise ValueError(f"A picture of mode '{image.mode}' has more than 8 bits per colour: convert it to 'L' first.")
+    return image.convert(mode)
 
 
 def _array_to_picture(array: np.ndarray) -> Image.Image:
-    """(channels, height, width), uint8 in 0..255 or float in [0, 1], to a picture."""
+    """(channels, h, w) of integers in 0..255, floats in [0, 1] or booleans, to a picture."""
+    if array.ndim != 3 or 0 in array.shape:
+        raise ValueError(f"An image array is (h, w), (channels, h, w) or (h, w, channels), not of shape {array.shape}.")
     if array.dtype.kind == "f":
-        if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ValueError("Floating-point images must lie in [0, 1]; give values from 0 to 255 as uint8.")
-        array = np.round(array * 255).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        if array.size and not (array.min() >= 0 and array.max() <= 255):
-            raise ValueError("Integer images must lie in 0..255.")
-        array = array.astype(np.uint8)
+        array = np.round(array * 255)
+    elif array.dtype.kind == "b":
+        array = array * 255
+    elif array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise ValueError(f"Image arrays hold integers in 0..255 or floats in [0, 1], not these {array.dtype} values.")
+    array = array.astype(np.uint8)
     if array.shape[0] == 1:
         return Image.fromarray(array[0])
     if array.shape[0] in (3, 4):

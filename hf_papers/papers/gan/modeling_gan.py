@@ -74,6 +74,20 @@ def generator_loss(fake_logits: torch.Tensor, kind: str = "non_saturating") -> t
     raise ValueError(f"The generator's loss is 'minimax' or 'non_saturating', not '{kind}'.")
 
 
+def sample_latents(
+    config: PaperGanConfig,
+    num_images: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """z ~ p(z): (num_images, latent_size), every entry of mean 0 and variance 1."""
+    device = generator.device if generator is not None else device
+    shape = (num_images, config.latent_size)
+    if config.latent_distribution == "normal":
+        return torch.randn(shape, generator=generator, device=device)
+    return (2.0 * torch.rand(shape, generator=generator, device=device) - 1.0) * math.sqrt(3.0)
+
+
 class PaperGanLinear(nn.Linear):
     """y = x W^T + b, starting uniform within plus and minus `init_range`. (..., in_features) -> (..., out_features).
 
@@ -287,12 +301,8 @@ class PaperGanModel(PaperGanPreTrainedModel):
         )
 
     def sample_latents(self, num_images: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """z ~ p(z): (num_images, latent_size), mean 0 and variance 1 per entry, on the generator's device."""
-        device = generator.device if generator is not None else self.device
-        shape = (num_images, self.config.latent_size)
-        if self.config.latent_distribution == "normal":
-            return torch.randn(shape, generator=generator, device=device)
-        return (2.0 * torch.rand(shape, generator=generator, device=device) - 1.0) * math.sqrt(3.0)
+        """z ~ p(z): (num_images, latent_size), on the device of the torch `generator` if there is one, else the model's."""
+        return sample_latents(self.config, num_images, generator, None if generator is not None else self.device)
 
     @torch.no_grad()
     def sample(
@@ -362,4 +372,5 @@ __all__ = [
     "PaperGanPreTrainedModel",
     "discriminator_loss",
     "generator_loss",
+    "sample_latents",
 ]

@@ -48,7 +48,7 @@ class PaperVaeConfig(PreTrainedConfig):
         min_log_variance: floor of the Gaussian decoder's log-variances. Not in the paper, which gives no floor: a pixel
             that never changes then has an unbounded density, and training diverges. -8 is a standard deviation of 0.018,
             five of the 256 levels of grey.
-        deterministic: make it a plain auto-encoder for comparison: z is the encoder's mean, nothing is sampled, the
+        variational: false makes it a plain auto-encoder for comparison: z is the encoder's mean, nothing is sampled, the
             encoder has no variance and the loss no divergence.
         initialization: "normal" draws every parameter, biases too, from N(0, initializer_range^2) as section 5 does;
             "xavier" is uniform by fan-in and fan-out with zero biases (not in the paper), for deeper networks.
@@ -68,7 +68,7 @@ class PaperVaeConfig(PreTrainedConfig):
     residual: bool = False
     decoder_distribution: Literal["bernoulli", "gaussian"] = "bernoulli"
     min_log_variance: float | int = -8.0
-    deterministic: bool = False
+    variational: bool = True
     initialization: Literal["normal", "xavier"] = "normal"
     initializer_range: float | int = 0.01
 

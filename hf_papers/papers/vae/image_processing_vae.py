@@ -37,6 +37,14 @@ class PaperVaeImageProcessor(PilBackend):
             raise ValueError(f"num_channels is 1 (grey) or 3 (colour), not {num_channels}.")
         super()._validate_preprocess_kwargs(**kwargs)
 
+    def _prepare_images_structure(self, images, expected_ndims: int = 3):
+        # transformers knows arrays of three dimensions only; a grey image commonly comes with two.
+        if getattr(images, "ndim", None) == 2:
+            images = images[None]
+        elif isinstance(images, (list, tuple)):
+            images = [image[None] if getattr(image, "ndim", None) == 2 else image for image in images]
+        return super()._prepare_images_structure(images, expected_ndims)
+
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
         """One picture as a uint8 array (channels, height, width)."""
         if not isinstance(image, Image.Image):

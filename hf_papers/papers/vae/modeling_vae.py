@@ -47,12 +47,12 @@ class PaperVaeOutput(ModelOutput):
         loss: what training minimises, nats per image, scalar. With `kl_weight` 1 and no `free_bits` it is the negative
             evidence lower bound, reconstruction_loss + kl.
         reconstruction_loss: -E_q[log p(x|z)] by one sample of z, nats per image, scalar.
-        kl: KL(q(z|x) || p(z)), nats per image, scalar; never weighted, never floored. 0 in a deterministic model.
+        kl: KL(q(z|x) || p(z)), nats per image, scalar; never weighted, never floored. 0 in a plain auto-encoder.
         logits: (B, C, H, W); their sigmoid is `reconstruction`.
         reconstruction: (B, C, H, W) in [0, 1], the decoder's mean of each pixel.
         reconstruction_log_variance: (B, C, H, W), Gaussian decoder only.
         mean: mu of q(z|x), (B, J).
-        log_variance: log sigma^2 of q(z|x), (B, J); None in a deterministic model.
+        log_variance: log sigma^2 of q(z|x), (B, J); None in a plain auto-encoder.
         latents: the z that was decoded, (B, J).
     """
 
@@ -143,7 +143,7 @@ def hidden_layers(config: PaperVaeConfig, in_size: int, sizes: list[int] | tuple
 class PaperVaeEncoder(nn.Module):
     """q(z|x) = N(z; mu, sigma^2 I), eq. 9, with mu and log sigma^2 from a network (appendix C.2).
 
-    pixel_values (B, C, H, W) -> mean (B, J), log_variance (B, J) or None in a deterministic model.
+    pixel_values (B, C, H, W) -> mean (B, J), log_variance (B, J) or None in a plain auto-encoder.
     """
 
     def __init__(self, config: PaperVaeConfig) -> None:
@@ -157,7 +157,7 @@ class PaperVaeEncoder(nn.Module):
         self.layers = hidden_layers(config, size, config.encoder_hidden_sizes)
         size = (size, *config.encoder_hidden_sizes)[-1]
         self.mean = nn.Linear(size, config.latent_size)
-        self.log_variance = None if config.deterministic else nn.Linear(size, config.latent_size)
+        self.log_variance = nn.Linear(size, config.latent_size) if config.variational else None
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         hidden_states = self.convolutions(pixel_values).flatten(1)  # (B, D), or the last stage's channels x height x width
@@ -251,7 +251,7 @@ class PaperVaeModel(PreTrainedModel):
         Args:
             pixel_values: (B, C, H, W) in [0, 1]; 0 or 1 for the bound of a Bernoulli decoder to be one.
             noise: eps of eq. 4, (B, J); drawn from N(0, I) by the global random state when not given, in eval() too: with
-                the mean in z's place the loss would no longer be a bound. Ignored by a deterministic model.
+                the mean in z's place the loss would no longer be a bound. Ignored by a plain auto-encoder.
             kl_weight: factor of the divergence in `loss`: below 1 while it is warmed up, beta of a beta-VAE else.
             free_bits: nats per entry of z below which the divergence (averaged over the batch) is not pressed any further
                 (1606.04934, appendix C.8).
@@ -295,7 +295,7 @@ class PaperVaeModel(PreTrainedModel):
         return gaussian_log_prob(pixel_values, logits.sigmoid(), log_variance.float()).flatten(-3).sum(-1)
 
     def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """mean and log_variance of q(z|x), (B, J) each; the variance is None in a deterministic model."""
+        """mean and log_variance of q(z|x), (B, J) each; the variance is None in a plain auto-encoder."""
         self._check_images(pixel_values)
         return self.encoder(pixel_values.to(self.encoder.mean.weight.dtype))
 
@@ -314,7 +314,7 @@ class PaperVaeModel(PreTrainedModel):
         """Draw z ~ p(z) and show its pixels' means: -> (num_images, C, H, W) in [0, 1].
 
         `temperature` scales the standard deviation of z: below 1 the images are more typical, and more alike. A
-        deterministic model has learnt no p(z); what it draws from N(0, I) is shown for comparison.
+        plain auto-encoder has learnt no p(z); what it draws from N(0, I) is shown for comparison.
         """
         return self.decode(temperature * self._noise((num_images, self.config.latent_size), generator))
 
@@ -374,11 +374,11 @@ class PaperVaeModel(PreTrainedModel):
         pieces of `chunk_size` decoded images, so memory does not grow with K.
 
         Raises:
-            ValueError: for a deterministic model, which has no likelihood, and for pixels that are neither 0 nor 1 with a
+            ValueError: for a plain auto-encoder, which has no likelihood, and for pixels that are neither 0 nor 1 with a
                 Bernoulli decoder, which gives no probability to anything between.
         """
-        if self.config.deterministic:
-            raise ValueError("A deterministic auto-encoder defines no p(x): it has no log-likelihood.")
+        if not self.config.variational:
+            raise ValueError("A plain auto-encoder defines no p(x): it has no log-likelihood.")
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
         if self.config.decoder_distribution == "bernoulli" and not ((pixel_values == 0) | (pixel_values == 1)).all():

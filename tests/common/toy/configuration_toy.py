@@ -7,6 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+
 FROM_THE_BASE_CLASS = {"name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels", "model_type"} | {
     "attn_implementation",
     "experts_implementation",

@@ -49,7 +49,7 @@ class PaperToyPositions(nn.Module):
         self.register_buffer("table", table(config.hidden_size), persistent=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.scale * self.table
+        return hidden + self.scale * self.table.to(hidden.dtype)  # a bfloat16 load leaves such a table in float32
 
 
 class PaperToyModel(PreTrainedModel):
@@ -66,9 +66,7 @@ class PaperToyModel(PreTrainedModel):
         self.positions = PaperToyPositions(config)
         self.blocks = nn.ModuleList(PaperToyBlock(config) for _ in range(config.num_hidden_layers))
         first, second = config.widths
-        self.head = nn.Sequential(
-            nn.Linear(config.hidden_size, first), nn.Tanh(), nn.Linear(first, second), nn.Tanh()
-        )
+        self.head = nn.Sequential(nn.Linear(config.hidden_size, first), nn.Tanh(), nn.Linear(first, second), nn.Tanh())
         self.classifier = nn.Linear(second, config.num_classes)
         self.post_init()
 

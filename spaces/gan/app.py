@@ -1,0 +1,230 @@
+"""A generator that learnt to fool a critic: sample it, walk through its noise, look for copies: `python spaces/gan/app.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from hf_papers.data.embedded import find_embedded
+from hf_papers.errors import UserError
+from hf_papers.metrics.modes import ModeCoverage, fit_mode_classifier, mode_coverage
+from hf_papers.metrics.neighbours import nearest_neighbours
+from hf_papers.space_kit import (
+    ACCENT,
+    bounded,
+    checkpoint_source,
+    errors_as_sentences,
+    facts,
+    footer,
+    header,
+    load_model,
+    picture,
+    picture_grid,
+    run,
+    whole_number,
+)
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+MAX_SEED = 2**31 - 1
+COVERAGE_SAMPLES = 500
+JUDGED_SAMPLES = 400
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Real images (n, channels, size, size) in [0, 1] to compare with, and their classes (n,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def find_real_images(model: PreTrainedModel) -> RealImages | None:
+    """Real images of the model's size: `reference.safetensors` beside the checkpoint (uint8 `images` (n, height, width)
+    and `labels`, written by reference.py), else the embedded digits for an 8 x 8 model, else none."""
+    size = model.config.image_size
+    path = Path(checkpoint_source(CHECKPOINT)) / "reference.safetensors"
+    if path.is_file():
+        tensors = load_file(path)
+        images, labels = tensors["images"].float().div(255).unsqueeze(1), tensors["labels"]
+    elif (size, model.config.num_channels) == (8, 1):
+        rows = find_embedded("digits").load()["train"]
+        pictures = [torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in rows["image"]]
+        images = torch.stack(pictures).view(-1, 1, 8, 8).float() / 255
+        labels = torch.tensor(rows["label"])
+    else:
+        return None
+    if images.shape[-1] != size:
+        raise UserError(f"{path} holds images of {images.shape[-1]} pixels, but the checkpoint makes {size}.")
+    return RealImages(images, labels)
+
+
+class Critic:
+    """Sorts generated images by an independent classifier, which is fitted to the real ones on first use."""
+
+    def __init__(self, real: RealImages) -> None:
+        self.real = real
+        self.classifier = fit_mode_classifier(real.images, real.labels)
+
+    def coverage(self, images: torch.Tensor) -> ModeCoverage:
+        return mode_coverage(images, self.classifier, self.real.labels)
+
+
+def draw_coverage(coverage: ModeCoverage, classes: list[int]) -> str:
+    """Share of every class among the samples as bars, as HTML."""
+    highest = max(*coverage.shares, 1e-9)
+    bars = "".join(
+        f'<div class="bar"><div class="track"><div style="height:{max(2.0, 100 * share / highest):.0f}%;background:{ACCENT}"></div>'
+        f"</div><b>{name}</b><span>{share:.0%}</span></div>"
+        for name, share in zip(classes, coverage.shares, strict=True)
+    )
+    return (
+        "<style>.bars{display:flex;gap:4px;align-items:end;margin:8px 0}.bars .bar{flex:1;text-align:center;font-size:.82rem;"
+        "line-height:1.25;min-width:0}.bars .track{height:72px;display:flex;align-items:end}.bars .track div{width:100%;"
+        "border-radius:4px 4px 0 0}.bars b,.bars span{display:block}.bars span{color:var(--body-text-color-subdued)}</style>"
+        f'<div class="bars">{bars}</div>'
+    )
+
+
+def latent(model: PreTrainedModel, seed: int) -> torch.Tensor:
+    """The noise vector that a seed stands for, (latent_size,)."""
+    return model.sample_latents(1, torch.Generator().manual_seed(seed))[0]
+
+
+def build() -> gr.Blocks:
+    """The page around one checkpoint. Raises `UserError` when there is none."""
+    model = load_model("gan", CHECKPOINT)
+    real = find_real_images(model)
+    critic = Critic(real) if real is not None else None
+    classes = sorted(set(real.labels.tolist())) if real is not None else []
+
+    @errors_as_sentences
+    def sample(seed: float) -> tuple[Image.Image, str]:
+        """36 images from a seed as one picture, and how varied the generator is, as HTML."""
+        seed = whole_number(seed, "The seed", 0, MAX_SEED)
+        images = model.sample(COVERAGE_SAMPLES, seed=seed)
+        with torch.no_grad():
+            believed = torch.sigmoid(model.discriminator(images)).mean().item()
+        values = {"the discriminator's belief that these are real, on average": f"{believed:.0%}"}
+        bars = ""
+        if critic is not None:
+            coverage = critic.coverage(images)
+            values["kinds of images made often enough, of all in the data"] = (
+                f"{coverage.modes_covered} of {coverage.num_modes}"
+            )
+            bars = draw_coverage(coverage, classes)
+            bars += (
+                f'<p class="hint">How often each kind appears among {COVERAGE_SAMPLES} samples, by a small classifier that can '
+                "err. Where bars are missing, the generator has collapsed onto what fools the discriminator.</p>"
+            )
+        return picture_grid(images[:36], columns=6), facts(values) + bars
+
+    @errors_as_sentences
+    def walk(start: float, end: float, position: float) -> tuple[Image.Image, Image.Image]:
+        """One image on the way between two seeds (position 0 to 1), and the whole way in nine steps."""
+        ends = (
+            latent(model, whole_number(start, "The first seed", 0, MAX_SEED)),
+            latent(model, whole_number(end, "The second seed", 0, MAX_SEED)),
+        )
+        position = bounded(position, "The position", 0.0, 1.0)
+        way = model.interpolate(*ends, num_images=101)
+        return picture_grid(way[round(position * 100)][None], columns=1, width=560), picture_grid(
+            way[torch.linspace(0, 100, 9).round().long()], columns=9
+        )
+
+    @errors_as_sentences
+    def judge(seed: float) -> tuple[Image.Image, Image.Image, str]:
+        """Of 400 images, the 16 that the discriminator believes most and the 16 that it believes least."""
+        images = model.sample(JUDGED_SAMPLES, seed=whole_number(seed, "The seed", 0, MAX_SEED))
+        with torch.no_grad():
+            belief = torch.sigmoid(model.discriminator(images))
+        order = belief.argsort(descending=True)
+        values = {
+            "belief in the 16 best": f"{belief[order[:16]].mean():.0%}",
+            "belief in the 16 worst": f"{belief[order[-16:]].mean():.0%}",
+        }
+        return picture_grid(images[order[:16]], columns=8), picture_grid(images[order[-16:]], columns=8), facts(values)
+
+    @errors_as_sentences
+    def compare(seed: float) -> Image.Image:
+        """Eight generated images above the real images nearest to each."""
+        if real is None:
+            raise UserError(
+                "There are no real images beside this checkpoint to compare with: write them with "
+                "`python spaces/gan/reference.py`."
+            )
+        images = model.sample(8, seed=whole_number(seed, "The seed", 0, MAX_SEED))
+        _, nearest = nearest_neighbours(images, real.images)
+        return picture_grid(torch.cat([images, real.images[nearest]]), columns=8)
+
+    with gr.Blocks(title="GAN: images from noise") as demo:
+        header(
+            "gan",
+            "It has never seen a real image",
+            "The generator turns random numbers into images. It learnt from one thing alone: how a second network, which did "
+            "see real images, could tell. Each grid below is made from nothing but its seed.",
+        )
+        with gr.Tabs():
+            with gr.Tab("Sample"):
+                with gr.Row():
+                    with gr.Column(scale=5, min_width=300):
+                        with gr.Row(elem_classes="inline"):
+                            seed = gr.Number(0, label="Seed", elem_id="seed", min_width=120)
+                            button = gr.Button("Sample", variant="primary", size="lg", min_width=120)
+                            surprise = gr.Button("Surprise me", size="lg", min_width=120)
+                        grid = picture("Made from this seed", "grid")
+                    with gr.Column(scale=4, min_width=280):
+                        sample_facts = gr.HTML(elem_id="sample-facts")
+                gr.on([button.click, seed.submit, demo.load], sample, seed, [grid, sample_facts], api_name="sample")
+                surprise.click(
+                    None, None, seed, js="() => Math.floor(Math.random() * 2147483647)", api_visibility="private"
+                ).then(sample, seed, [grid, sample_facts], api_visibility="private")
+            with gr.Tab("Walk") as walk_tab:
+                gr.HTML('<p class="hint">Move from one seed’s noise to the other’s. No picture in between was ever asked for, yet '
+                        "each is a plausible image: the generator has learnt a space, not a list.</p>")  # fmt: skip
+                with gr.Row():
+                    with gr.Column(scale=5, min_width=280):
+                        here = picture("Here", "here")
+                    with gr.Column(scale=4, min_width=260):
+                        with gr.Row():
+                            start = gr.Number(1, label="From seed", elem_id="start", min_width=120)
+                            end = gr.Number(2, label="To seed", elem_id="end", min_width=120)
+                        position = gr.Slider(0, 1, 0.5, step=0.01, label="Position on the way", elem_id="position")
+                strip = picture("The whole way", "strip")
+                gr.on(
+                    [position.change, start.submit, end.submit, start.blur, end.blur, walk_tab.select],
+                    walk, [start, end, position], [here, strip], api_name="walk", show_progress="hidden",
+                    trigger_mode="always_last",
+                )  # fmt: skip
+            with gr.Tab("Critic") as judge_tab:
+                gr.HTML(
+                    f'<p class="hint">The other player, asked about {JUDGED_SAMPLES} samples: these are the forgeries it believes, and '
+                    "those it sees through. At the game’s equilibrium it could only answer 50 % to everything.</p>"
+                )
+                judge_seed = gr.Number(0, label="Seed", elem_id="judge-seed")
+                judge_facts = gr.HTML(elem_id="judge-facts")
+                best, worst = picture("Believed most", "best"), picture("Believed least", "worst")
+                gr.on(
+                    [judge_seed.submit, judge_seed.blur, judge_tab.select],
+                    judge, judge_seed, [best, worst, judge_facts], api_name="judge",
+                )  # fmt: skip
+            with gr.Tab("Copying?", visible=real is not None) as compare_tab:
+                gr.HTML('<p class="hint">Above: generated. Below: the nearest of the real images at hand, pixel by pixel. A generator '
+                        "that had memorised would show pairs alike to the pixel.</p>")  # fmt: skip
+                compare_seed = gr.Number(0, label="Seed", elem_id="compare-seed")
+                pairs = picture("Generated, and the nearest real image", "pairs")
+                gr.on(
+                    [compare_seed.submit, compare_seed.blur, compare_tab.select],
+                    compare, compare_seed, pairs, api_name="nearest_real",
+                )  # fmt: skip
+        footer("gan", model, CHECKPOINT)
+    return demo
+
+
+if __name__ == "__main__":
+    run(build)

@@ -1,0 +1,1 @@
+"""A Hub on loopback for tests and developers, and the tests of it."""
