@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when a Blocks is built; exactly this spelling
@@ -59,10 +59,10 @@ CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto !important; padding: 8px clamp(2px, 1vw, 16px) !important; }
 .gradio-container .main.app { padding: 8px clamp(4px, 1vw, 16px) !important; }
 .gradio-container .html-container { padding: 6px 4px !important; }
-.gradio-container input[type=range] { min-height: 28px; }
 .paper-header h1 { margin: 0 0 2px; font-size: clamp(1.35rem, 4.5vw, 1.9rem); line-height: 1.2; font-weight: 700; }
 .paper-header .by { margin: 0 0 10px; color: var(--body-text-color-subdued); font-size: .92rem; }
-.paper-header .by a { color: var(--link-text-color); text-decoration: underline; text-underline-offset: 2px; white-space: nowrap; }
+.paper-header .by a { color: var(--link-text-color); text-decoration: underline;
+  text-underline-offset: 2px; white-space: nowrap; }
 .paper-header .idea { margin: 0; font-size: 1.02rem; line-height: 1.5; max-width: 68ch; }
 .facts { display: flex; flex-wrap: wrap; gap: 8px; margin: 2px 0; }
 .facts > div { flex: 1 1 110px; padding: 8px 12px; border-radius: 10px; background: var(--background-fill-secondary);
@@ -73,10 +73,17 @@ CSS = """
 .foot a { color: var(--link-text-color); }
 .pixels, .pixels * { background: transparent !important; border: 0 !important; box-shadow: none !important; }
 .pixels img { width: 100% !important; max-width: 100%; height: auto !important; border-radius: 6px; }
-.narrow img { max-width: min(100%, 720px) !important; margin: 0 !important; }
-.caption { margin: 4px 0 0; font-weight: 600; font-size: .92rem; }
+.grid img { max-width: min(100%, 720px) !important; margin: 0 !important; }
+.single img { max-width: min(100%, 340px) !important; margin: 0 !important; }
+.caption { margin: 0 0 -8px; font-weight: 600; font-size: .92rem; }
 .inline { align-items: end; }
 .inline button { min-height: 44px; }
+.bars { display: flex; gap: 4px; align-items: end; margin: 8px 0; }
+.bars .bar { flex: 1; min-width: 0; text-align: center; font-size: .82rem; line-height: 1.25; }
+.bars .track { height: 72px; display: flex; align-items: end; }
+.bars .track div { width: 100%; border-radius: 4px 4px 0 0; background: #4f46e5; }
+.bars b, .bars span { display: block; }
+.bars span { color: var(--body-text-color-subdued); }
 .hint { color: var(--body-text-color-subdued); font-size: .92rem; }
 footer { margin-top: 8px !important; }
 """
@@ -159,9 +166,9 @@ def load_model(paper_key: str, default: Path) -> PreTrainedModel:
     if beside_the_app and not (default / "config.json").is_file():
         recipe = next(iter(paper.recipes), "embedded")
         raise UserError(
-            f"There is no checkpoint for this Space in {default}. Train one with `hf-papers train {paper_key} --recipe {recipe} "
-            f"--output_dir runs/{paper_key}` and start the app with MODEL_ID=runs/{paper_key}, or copy config.json, "
-            "preprocessor_config.json and model.safetensors of a run there."
+            f"There is no checkpoint for this Space in {default}. Train one with `hf-papers train {paper_key} "
+            f"--recipe {recipe} --output_dir runs/{paper_key}` and start the app with MODEL_ID=runs/{paper_key}, "
+            "or copy config.json, preprocessor_config.json and model.safetensors of a run there."
         )
     return load_strict(paper, source).float().eval()
 
@@ -201,12 +208,22 @@ def header(paper_key: str, headline: str, idea: str) -> gr.HTML:
     )
 
 
-def picture(label: str, name: str, *, narrow: bool = False) -> gr.Image:
-    """A picture under its caption, as wide as its column (`narrow`: at most 720 pixels); `name` is its id in the page.
+def caption(text: str) -> gr.HTML:
+    return gr.HTML(f'<p class="caption">{html.escape(text)}</p>')
+
+
+def hint(text: str) -> gr.HTML:
+    """What to look for, in a sentence or two."""
+    return gr.HTML(f'<p class="hint">{html.escape(text)}</p>')
+
+
+def picture(label: str, name: str, kind: Literal["strip", "grid", "single"] = "strip") -> gr.Image:
+    """A picture under its caption, as wide as its column, a grid at most 720 pixels and a single image at most 340;
+    `name` is its id in the page.
 
     The caption stands above: Gradio's own label would lie on the picture.
     """
-    gr.HTML(f'<p class="caption">{html.escape(label)}</p>')
+    caption(label)
     return gr.Image(
         label=label,
         alt_text=label,
@@ -216,7 +233,7 @@ def picture(label: str, name: str, *, narrow: bool = False) -> gr.Image:
         container=False,
         buttons=[],
         elem_id=name,
-        elem_classes=["pixels", "narrow"] if narrow else ["pixels"],
+        elem_classes=["pixels", kind],
     )
 
 

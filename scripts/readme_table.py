@@ -9,6 +9,7 @@ from pathlib import Path
 from hf_papers.errors import UserError
 from hf_papers.reports.tables import fill_tables
 
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -7,6 +7,7 @@ from hf_papers.reports.compare import compare, write_comparison
 from hf_papers.reports.curves import comparison_curves, learning_curves, read_metrics
 from hf_papers.reports.tables import fill_block, fill_tables
 
+
 __all__ = [
     "aggregate",
     "compare",

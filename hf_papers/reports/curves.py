@@ -15,6 +15,7 @@ from PIL import Image
 
 from hf_papers.errors import UserError
 
+
 MAX_BYTES = 200_000  # of one picture: a repository is cloned by everybody
 COLOURS = ("#4f46e5", "#ea580c", "#059669", "#db2777", "#0284c7", "#a16207", "#475569", "#7c3aed")
 

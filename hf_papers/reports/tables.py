@@ -18,6 +18,7 @@ from hf_papers.errors import UserError
 from hf_papers.registry import Paper, papers
 from hf_papers.reports.aggregate import format_metric
 
+
 NOT_RUN = "not run yet"
 
 

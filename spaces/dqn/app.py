@@ -23,10 +23,12 @@ from hf_papers.space_kit import (
     facts,
     footer,
     header,
+    hint,
     load_model,
     run,
     whole_number,
 )
+
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 ENVIRONMENT = "CartPole-v1"
@@ -150,8 +152,9 @@ def draw_episode(episode: Episode) -> str:
     def at(step: float) -> float:
         return left + (right - left) * step / max(episode.steps, 1)
 
+    tick = max(1.5, (right - left) / episode.steps)
     random_steps = "".join(
-        f'<rect x="{at(step):.1f}" y="{chart_bottom + 1}" width="{max(1.5, (right - left) / episode.steps):.1f}" height="5"/>'
+        f'<rect x="{at(step):.1f}" y="{chart_bottom + 1}" width="{tick:.1f}" height="5"/>'
         for step in np.flatnonzero(episode.random)
     )
     shove = at(SHOVE_STEP) if episode.shoved else None
@@ -171,14 +174,14 @@ def draw_episode(episode: Episode) -> str:
         for value in _round_ticks(low, high)
     )
     seconds = "".join(
-        f'<text x="{at(second / STEP_SECONDS):.1f}" y="{chart_bottom + 20}" text-anchor="middle" class="small">{second} s</text>'
+        f'<text x="{at(second / STEP_SECONDS):.1f}" y="{chart_bottom + 20}" class="small middle">{second} s</text>'
         for second in _second_ticks(episode.seconds)
     )
     return f"""
 <svg class="episode" viewBox="0 0 {width} 428" role="img" aria-label="Episode of {episode.steps} steps: {episode.ending()}">
 <style>
-.episode {{ width: 100%; max-width: 720px; height: auto; display: block; margin: 0 auto; font-family: ui-sans-serif, system-ui,
- sans-serif; color: var(--body-text-color); }}
+.episode {{ width: 100%; max-width: 720px; height: auto; display: block; margin: 0 auto; color: var(--body-text-color); }}
+.episode .middle {{ text-anchor: middle; }}
 .episode text {{ font-size: 14px; fill: currentColor; }}
 .episode .small {{ font-size: 12.5px; fill: var(--body-text-color-subdued); }}
 .episode .grid {{ stroke: var(--border-color-primary); stroke-width: 1; }}
@@ -200,12 +203,15 @@ def draw_episode(episode: Episode) -> str:
 <line x1="0" y1="-24" x2="0" y2="-146" stroke="#d97706" stroke-width="9" stroke-linecap="round"/>
 <circle cx="0" cy="-24" r="5" fill="#fde68a"/></g></g>
 <text x="{left}" y="{chart_top - 26}">What the network expects, if it pushes now</text>
-<circle cx="{left + 5}" cy="{chart_top - 13}" r="4.5" fill="{ACCENT}"/><text x="{left + 14}" y="{chart_top - 8}" class="small">Q(left)</text>
-<circle cx="{left + 80}" cy="{chart_top - 13}" r="4.5" fill="{CONTRAST}"/><text x="{left + 89}" y="{chart_top - 8}" class="small">Q(right)</text>
+<circle cx="{left + 5}" cy="{chart_top - 13}" r="4.5" fill="{ACCENT}"/>
+<text x="{left + 14}" y="{chart_top - 8}" class="small">Q(left)</text>
+<circle cx="{left + 80}" cy="{chart_top - 13}" r="4.5" fill="{CONTRAST}"/>
+<text x="{left + 89}" y="{chart_top - 8}" class="small">Q(right)</text>
 {ticks}{seconds}{line(episode.q_values[:, 0], ACCENT)}{line(episode.q_values[:, 1], CONTRAST)}{shove_mark}
 <g fill="#94a3b8">{random_steps}</g>
 <line x1="{left}" x2="{left}" y1="{chart_top}" y2="{chart_bottom}" stroke="currentColor" stroke-width="1.5">
-<animate attributeName="x1" {duration} values="{_numbers(time)}"/><animate attributeName="x2" {duration} values="{_numbers(time)}"/></line>
+<animate attributeName="x1" {duration} values="{_numbers(time)}"/>
+<animate attributeName="x2" {duration} values="{_numbers(time)}"/></line>
 </svg>"""
 
 
@@ -253,20 +259,16 @@ def draw_survival(lasted: np.ndarray, angles: np.ndarray, velocities: np.ndarray
         f'<text x="{left - 6}" y="{down(velocity) + 5:.0f}" text-anchor="end">{velocity:+.1f}</text>'
         for velocity in velocities[::5]
     )
-    box = (
-        across(-TRAINED_ANGLE),
-        down(0.05),
-        across(TRAINED_ANGLE) - across(-TRAINED_ANGLE),
-        down(-0.05) - down(0.05),
-    )
+    x, y, right, bottom = across(-TRAINED_ANGLE), down(0.05) - 2, across(TRAINED_ANGLE), down(-0.05) + 2
+    box = f'x="{x:.1f}" y="{y:.1f}" width="{right - x:.1f}" height="{bottom - y:.1f}"'
     return f"""
 <svg class="map" viewBox="0 0 {width} {height}" role="img" aria-label="Steps survived for each start">
-<style>.map {{ width: 100%; max-width: 560px; height: auto; display: block; margin: 0 auto; font-family: ui-sans-serif, system-ui,
- sans-serif; }} .map text {{ font-size: 15px; fill: var(--body-text-color); }}</style>
+<style>.map {{ width: 100%; max-width: 560px; height: auto; display: block; margin: 0 auto; }}
+.map text {{ font-size: 15px; fill: var(--body-text-color); }}</style>
 <text x="6" y="18">starting spin of the pole, rad/s</text>{cells}{labels}
 <text x="{left + cell * len(angles) / 2:.0f}" y="{height - 10}" text-anchor="middle">starting angle of the pole</text>
-<rect x="{box[0]:.1f}" y="{box[1] - 2:.1f}" width="{box[2]:.1f}" height="{box[3] + 4:.1f}" fill="none" stroke="#ffffff" stroke-width="4"/>
-<rect x="{box[0]:.1f}" y="{box[1] - 2:.1f}" width="{box[2]:.1f}" height="{box[3] + 4:.1f}" fill="none" stroke="#111827" stroke-width="1.5"/>
+<g fill="none" stroke="#ffffff" stroke-width="4"><rect {box}/></g>
+<g fill="none" stroke="#111827" stroke-width="1.5"><rect {box}/></g>
 </svg>"""
 
 
@@ -306,7 +308,8 @@ def build() -> gr.Blocks:
         """Play 441 episodes from a grid of starts; returns the map as SVG and a summary as HTML."""
         angles, velocities = np.linspace(-10, 10, 21), np.linspace(-2, 2, 21)
         lasted = np.zeros((21, 21), dtype=int)
-        for step, lasted in survival(model, angles, velocities):
+        for step, so_far in survival(model, angles, velocities):
+            lasted = so_far
             progress(step / MAX_STEPS, desc="Playing 441 episodes side by side")
         inside = lasted[:, np.abs(angles) <= TRAINED_ANGLE][np.abs(velocities) <= 0.05]
         summary = {
@@ -332,7 +335,8 @@ def build() -> gr.Blocks:
                     with gr.Column(scale=4, min_width=260):
                         angle = gr.Slider(
                             -MAX_ANGLE, MAX_ANGLE, 0, step=0.5, label="Starting angle of the pole, degrees",
-                            info=f"In training: within ±{TRAINED_ANGLE:.1f}. Beyond ±12 it counts as fallen.", elem_id="angle",
+                            elem_id="angle",
+                            info=f"In training: within ±{TRAINED_ANGLE:.1f}. Beyond ±12 it counts as fallen.",
                         )  # fmt: skip
                         shove = gr.Slider(
                             -MAX_SHOVE, MAX_SHOVE, 0, step=0.1, label="Shove after two seconds, rad/s",
@@ -350,10 +354,9 @@ def build() -> gr.Blocks:
                     run_episode, inputs, [episode, summary], api_name="run_episode", show_progress="minimal",
                 )  # fmt: skip
             with gr.Tab("Where it holds"):
-                gr.HTML(
-                    '<p class="hint">Every cell is an episode from another start: indigo held out for all 500 steps, orange fell '
-                    "at once. The small box in the middle is all that training ever started from; the rest it has met only "
-                    "while recovering.</p>"
+                hint(
+                    "Every cell is an episode from another start: indigo held out for all 500 steps, orange fell at once. "
+                    "The small box in the middle is all that training ever started from; the rest it has met only while recovering."
                 )
                 map_button = gr.Button("Play 441 episodes", variant="primary", size="lg")
                 map_summary = gr.HTML(elem_id="map-facts")

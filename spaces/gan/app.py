@@ -1,4 +1,4 @@
-"""A generator that learnt to fool a critic: sample it, walk through its noise, look for copies: `python spaces/gan/app.py`."""
+"""A generator that learnt to fool a critic: sample it, walk through its noise: `python spaces/gan/app.py`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from hf_papers.errors import UserError
 from hf_papers.metrics.modes import ModeCoverage, fit_mode_classifier, mode_coverage
 from hf_papers.metrics.neighbours import nearest_neighbours
 from hf_papers.space_kit import (
-    ACCENT,
     bounded,
     checkpoint_source,
     errors_as_sentences,
     facts,
     footer,
     header,
+    hint,
     load_model,
     picture,
     picture_grid,
     run,
     whole_number,
 )
+
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 MAX_SEED = 2**31 - 1
@@ -79,16 +80,11 @@ def draw_coverage(coverage: ModeCoverage, classes: list[int]) -> str:
     """Share of every class among the samples as bars, as HTML."""
     highest = max(*coverage.shares, 1e-9)
     bars = "".join(
-        f'<div class="bar"><div class="track"><div style="height:{max(2.0, 100 * share / highest):.0f}%;background:{ACCENT}"></div>'
-        f"</div><b>{name}</b><span>{share:.0%}</span></div>"
+        f'<div class="bar"><div class="track"><div style="height: {max(2.0, 100 * share / highest):.0f}%"></div></div>'
+        f"<b>{name}</b><span>{share:.0%}</span></div>"
         for name, share in zip(classes, coverage.shares, strict=True)
     )
-    return (
-        "<style>.bars{display:flex;gap:4px;align-items:end;margin:8px 0}.bars .bar{flex:1;text-align:center;font-size:.82rem;"
-        "line-height:1.25;min-width:0}.bars .track{height:72px;display:flex;align-items:end}.bars .track div{width:100%;"
-        "border-radius:4px 4px 0 0}.bars b,.bars span{display:block}.bars span{color:var(--body-text-color-subdued)}</style>"
-        f'<div class="bars">{bars}</div>'
-    )
+    return f'<div class="bars">{bars}</div>'
 
 
 def latent(model: PreTrainedModel, seed: int) -> torch.Tensor:
@@ -119,8 +115,8 @@ def build() -> gr.Blocks:
             )
             bars = draw_coverage(coverage, classes)
             bars += (
-                f'<p class="hint">How often each kind appears among {COVERAGE_SAMPLES} samples, by a small classifier that can '
-                "err. Where bars are missing, the generator has collapsed onto what fools the discriminator.</p>"
+                f'<p class="hint">How often each kind appears among {COVERAGE_SAMPLES} samples, by a small classifier that '
+                "can err. Where bars are missing, the generator has collapsed onto what fools the discriminator.</p>"
             )
         return picture_grid(images[:36], columns=6), facts(values) + bars
 
@@ -166,8 +162,8 @@ def build() -> gr.Blocks:
         header(
             "gan",
             "It has never seen a real image",
-            "The generator turns random numbers into images. It learnt from one thing alone: how a second network, which did "
-            "see real images, could tell. Each grid below is made from nothing but its seed.",
+            "The generator turns random numbers into images. It learnt from one thing alone: how a second network, which "
+            "did see real images, could tell. Each grid below is made from nothing but its seed.",
         )
         with gr.Tabs():
             with gr.Tab("Sample"):
@@ -177,7 +173,7 @@ def build() -> gr.Blocks:
                             seed = gr.Number(0, label="Seed", elem_id="seed", min_width=120)
                             button = gr.Button("Sample", variant="primary", size="lg", min_width=120)
                             surprise = gr.Button("Surprise me", size="lg", min_width=120)
-                        grid = picture("Made from this seed", "grid")
+                        grid = picture("Made from this seed", "samples", "grid")
                     with gr.Column(scale=4, min_width=280):
                         sample_facts = gr.HTML(elem_id="sample-facts")
                 gr.on([button.click, seed.submit, demo.load], sample, seed, [grid, sample_facts], api_name="sample")
@@ -185,11 +181,13 @@ def build() -> gr.Blocks:
                     None, None, seed, js="() => Math.floor(Math.random() * 2147483647)", api_visibility="private"
                 ).then(sample, seed, [grid, sample_facts], api_visibility="private")
             with gr.Tab("Walk") as walk_tab:
-                gr.HTML('<p class="hint">Move from one seed’s noise to the other’s. No picture in between was ever asked for, yet '
-                        "each is a plausible image: the generator has learnt a space, not a list.</p>")  # fmt: skip
+                hint(
+                    "Move from one seed’s noise to the other’s. No picture in between was ever asked for, yet each is a "
+                    "plausible image: the generator has learnt a space, not a list."
+                )
                 with gr.Row():
                     with gr.Column(scale=5, min_width=280):
-                        here = picture("Here", "here")
+                        here = picture("Here", "here", "single")
                     with gr.Column(scale=4, min_width=260):
                         with gr.Row():
                             start = gr.Number(1, label="From seed", elem_id="start", min_width=120)
@@ -202,9 +200,9 @@ def build() -> gr.Blocks:
                     trigger_mode="always_last",
                 )  # fmt: skip
             with gr.Tab("Critic") as judge_tab:
-                gr.HTML(
-                    f'<p class="hint">The other player, asked about {JUDGED_SAMPLES} samples: these are the forgeries it believes, and '
-                    "those it sees through. At the game’s equilibrium it could only answer 50 % to everything.</p>"
+                hint(
+                    f"The other player, asked about {JUDGED_SAMPLES} samples: the forgeries that it believes, and those "
+                    "that it sees through. At the game’s equilibrium it could only give all of them the same answer."
                 )
                 judge_seed = gr.Number(0, label="Seed", elem_id="judge-seed")
                 judge_facts = gr.HTML(elem_id="judge-facts")
@@ -214,8 +212,10 @@ def build() -> gr.Blocks:
                     judge, judge_seed, [best, worst, judge_facts], api_name="judge",
                 )  # fmt: skip
             with gr.Tab("Copying?", visible=real is not None) as compare_tab:
-                gr.HTML('<p class="hint">Above: generated. Below: the nearest of the real images at hand, pixel by pixel. A generator '
-                        "that had memorised would show pairs alike to the pixel.</p>")  # fmt: skip
+                hint(
+                    "Above: generated. Below: the nearest of the real images at hand, pixel by pixel. A generator that had "
+                    "memorised would show pairs alike to the pixel."
+                )
                 compare_seed = gr.Number(0, label="Seed", elem_id="compare-seed")
                 pairs = picture("Generated, and the nearest real image", "pairs")
                 gr.on(

@@ -16,10 +16,12 @@ from hf_papers.data.embedded import find_embedded
 from hf_papers.errors import UserError
 from hf_papers.space_kit import (
     bounded,
+    caption,
     errors_as_sentences,
     facts,
     footer,
     header,
+    hint,
     load_model,
     load_processor,
     picture,
@@ -27,6 +29,7 @@ from hf_papers.space_kit import (
     run,
     whole_number,
 )
+
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 MAX_SEED = 2**31 - 1
@@ -238,15 +241,15 @@ def build() -> gr.Blocks:
         header(
             "vae",
             f"{latent_size} numbers behind every digit",
-            "An encoder describes an image by a few numbers, a decoder draws it from them. Both learn together, and the numbers are "
-            "kept so tidy that almost any choice of them draws something sensible.",
+            "An encoder describes an image by a few numbers, a decoder draws it from them. Both learn together, and the "
+            "numbers are kept so tidy that almost any choice of them draws something sensible.",
         )
         with gr.Tabs():
             with gr.Tab("Knobs"):
                 base = gr.State(None)
                 with gr.Row():
                     with gr.Column(scale=4, min_width=280):
-                        image = picture("Drawn from these numbers", "decoded")
+                        image = picture("Drawn from these numbers", "decoded", "single")
                     with gr.Column(scale=5, min_width=280):
                         with gr.Row(elem_classes="inline"):
                             seed = gr.Number(0, label="Seed", elem_id="seed", min_width=100)
@@ -256,11 +259,11 @@ def build() -> gr.Blocks:
                             for place, dimension in enumerate(knobs)
                         ]
                         if len(knobs) < latent_size:
-                            gr.HTML(
-                                f'<p class="hint">These are the {len(knobs)} most telling of {latent_size} numbers; a new sample '
-                                "draws all of them.</p>"
+                            hint(
+                                f"These are the {len(knobs)} most telling of {latent_size} numbers; a new sample "
+                                "draws all of them."
                             )
-                knob_rows = picture("What each knob does: from −3 to 3, the others staying", "traversal", narrow=True)
+                knob_rows = picture("What each knob does: from −3 to 3, the others staying", "traversal", "grid")
                 gr.on(
                     [slider.input for slider in sliders], decode, [base, *sliders], [image, knob_rows],
                     api_name="decode", show_progress="hidden", trigger_mode="always_last",
@@ -273,9 +276,10 @@ def build() -> gr.Blocks:
             with gr.Tab("Your digit"):
                 with gr.Row():
                     with gr.Column(scale=4, min_width=280):
+                        caption("Draw a digit, or upload a picture of one")
                         pad = gr.Sketchpad(
                             type="pil", image_mode="RGBA", canvas_size=(280, 280), height=380, layers=False, transforms=(),
-                            sources=("upload", "clipboard"), label="Draw a digit, or upload one", elem_id="pad",
+                            sources=("upload", "clipboard"), label="Drawing", show_label=False, elem_id="pad",
                             brush=gr.Brush(default_size=22, colors=["#111827"], color_mode="fixed"),
                         )  # fmt: skip
                         with gr.Row():
@@ -303,9 +307,9 @@ def build() -> gr.Blocks:
                     api_name="interpolate", show_progress="minimal",
                 )  # fmt: skip
             with gr.Tab("Map") as map_tab:
-                gr.HTML(
-                    '<p class="hint">Every cell is drawn from one point of a plane through latent space, laid out so that each '
-                    "stands for an equal share of the prior: figure 4 of the paper.</p>"
+                hint(
+                    "Every cell is drawn from one point of a plane through latent space, laid out so that each stands for "
+                    "an equal share of the prior: figure 4 of the paper."
                 )
                 names = [f"z{dimension + 1}" for dimension in order]
                 with gr.Row():
@@ -317,7 +321,7 @@ def build() -> gr.Blocks:
                         elem_id="down",
                         min_width=130,
                     )
-                atlas = picture("225 digits from one plane", "map", narrow=True)
+                atlas = picture("225 digits from one plane", "map", "grid")
                 gr.on(
                     [across.input, down.input, map_tab.select], draw_map, [across, down], atlas, api_name="latent_map",
                     show_progress="minimal",

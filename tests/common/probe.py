@@ -60,8 +60,6 @@ def look(job: dict[str, str], trust: bool) -> dict[str, Any]:
     answer |= {"model": type(model).__name__, "module": type(model).__module__, "training": model.training}
     answer["differences"]["first"] = differences(model, inputs, expected)
     model.save_pretrained(again)
-    for file in bundle.glob("*.py"):  # as a clone of the repository would hold it
-        (again / file.name).write_bytes(file.read_bytes())
     resaved = auto.from_pretrained(again, trust_remote_code=trust, disable_mmap=True)
     answer["differences"]["saved again"] = differences(resaved, inputs, expected)
     second = auto.from_pretrained(bundle, trust_remote_code=trust, disable_mmap=True)

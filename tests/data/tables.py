@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from hf_papers.data import DataArguments, Stream, open_source
+from hf_papers.data import DataArguments, Source, Stream, open_source
 
 
 def write_parquet(folder: Path, shards: Iterable[int], row_group_size: int = 7, split: str = "train") -> Path:
@@ -45,8 +45,20 @@ def open_stream(folder: Path | str, split: str = "train", transform: Any = to_te
     of_stream = {"batch_size": 4, "seed": 0}
     of_stream |= {k: options.pop(k) for k in list(options) if k in ("batch_size", "seed", "rank", "world_size")}
     of_stream |= {k: options.pop(k) for k in list(options) if k in ("shuffle", "drop_last")}
-    source = open_source(DataArguments(dataset=str(folder), **{"memory_budget_gb": 0.0, **options}))
+    source = _source(DataArguments(dataset=str(folder), **{"memory_budget_gb": 0.0, **options}))
     return source.stream(split, transform, **of_stream)
+
+
+_sources: dict[str, Source] = {}
+
+
+def _source(arguments: DataArguments) -> Source:
+    """The source of these arguments and files: most of a test's time would go into finding out about them again."""
+    files = sorted((str(path), path.stat().st_mtime_ns) for path in Path(str(arguments.dataset)).rglob("*"))
+    key = f"{arguments} {files}"
+    if key not in _sources:
+        _sources[key] = open_source(arguments)
+    return _sources[key]
 
 
 def take(stream: Stream, count: int) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def assert_equal(batches: list[dict], expected: list[dict]) -> None:
                 assert all(torch.equal(a, b) for a, b in zip(values, theirs[name], strict=True))
 
 
-@pytest.mark.parametrize("stop", [0, 1, 5, 6, 13, 14, 15, 31])  # 14 batches an epoch, 3 a block
+@pytest.mark.parametrize("stop", [0, 5, 6, 14, 31])  # 14 batches an epoch, 3 a block
 @pytest.mark.parametrize(
     "options",
     [
@@ -66,7 +66,7 @@ def test_continues_with_the_next_batch(folder: Path, options: dict, stop: int) -
     assert_same_tail(lambda: open_stream(folder, **options), stop, count=20)
 
 
-@pytest.mark.parametrize("stop", [1, 14, 17])
+@pytest.mark.parametrize("stop", [5, 17])
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("budget", [0.0, 1.0])
 @pytest.mark.parametrize("streaming", [True, False])
@@ -94,14 +94,14 @@ def random_case(seed: int) -> dict:
     }
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_any_stream_left_anywhere(tmp_path: Path, seed: int) -> None:
     case = random_case(seed)
     folder = write_parquet(tmp_path, case.pop("shards"), case.pop("row_group_size"))
     assert_same_tail(lambda: open_stream(folder, **case), case.pop("stop"), count=30)
 
 
-@pytest.mark.parametrize("seed", range(100, 106))
+@pytest.mark.parametrize("seed", range(100, 104))
 def test_any_stream_left_anywhere_with_workers(tmp_path: Path, seed: int) -> None:
     case = random_case(seed)
     folder = write_parquet(tmp_path, case.pop("shards"), case.pop("row_group_size"))
@@ -109,7 +109,7 @@ def test_any_stream_left_anywhere_with_workers(tmp_path: Path, seed: int) -> Non
     assert_same_tail(lambda: open_stream(folder, num_workers=workers, **case), case.pop("stop") // 4, count=20)
 
 
-@pytest.mark.parametrize("seed", range(200, 240))
+@pytest.mark.parametrize("seed", range(200, 220))
 def test_an_epoch_visits_every_row_once(tmp_path: Path, seed: int) -> None:
     case = random_case(seed)
     shards, size, world_size = case.pop("shards"), case["batch_size"], case.pop("world_size")

@@ -27,6 +27,7 @@ import base64
 import fnmatch
 import hashlib
 import json
+import os
 import re
 import socket
 import struct
@@ -597,6 +598,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())  # now: http.server itself would send FIN first
         self.close_connection = True  # the server closes the socket when the handler returns
 
     def json(self) -> dict[str, Any]:

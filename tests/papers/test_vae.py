@@ -672,8 +672,11 @@ def test_nonsense_options_are_refused_in_words(tmp_path: Path):
         task_of(tmp_path, free_bits="-1")
     with pytest.raises(UserError, match="Did you mean 'dynamic'"):
         task_of(tmp_path, binarize="dynamik")
-    with pytest.raises(UserError, match="no validation split"):
-        task_of(tmp_path, validation_split="none").evaluation_images("validation")
+
+
+def test_without_a_test_split_nothing_is_reported_of_it(tmp_path: Path):
+    task = task_of(tmp_path, test_split="none")
+    assert task.evaluate(task.build_model().eval(), {}, "test", CONTEXT) == {}
 
 
 @pytest.mark.parametrize("latent_size", ["2", "4"])

@@ -220,7 +220,7 @@ def test_overwriting_starts_anew(tmp_path):
 
 def test_resuming_with_another_recipe_is_refused_with_the_difference(tmp_path):
     train_toy(tmp_path)
-    with pytest.raises(UserError, match="learning_rate: 0.001 in the run, 0.5 now; width: 8 in the run, 9 now") as caught:
+    with pytest.raises(UserError, match="width: 8 in the run, 9 now; learning_rate: 0.001 in the run, 0.5 now") as caught:
         toy_trainer(tmp_path, resume="auto", learning_rate=0.5, width=9)
     assert "logging_steps" not in str(caught.value)
     toy_trainer(tmp_path, resume="auto", logging_steps=7)  # harmless

@@ -135,9 +135,9 @@ class PaperVaeConfig(PreTrainedConfig):
             sizes = getattr(self, name)
             if (not sizes and not convolutional) or any(size < 1 for size in sizes):
                 raise ValueError(f"{name} needs at least one layer and positive sizes, not {sizes}.")
+        if (not self.conv_channels and convolutional) or any(channels < 1 for channels in self.conv_channels):
+            raise ValueError(f"conv_channels needs at least one stage and positive sizes, not {self.conv_channels}.")
         if convolutional:
-            if not self.conv_channels or min(self.conv_channels) < 1:
-                raise ValueError(f"conv_channels needs at least one stage and positive sizes, not {self.conv_channels}.")
             factor = 2 ** len(self.conv_channels)
             if self.image_size % factor:
                 raise ValueError(

@@ -114,6 +114,8 @@ class VaeTask(Task):
         auto-encoder has `reconstruction` and `active_units` only.
         """
         images = self.evaluation_images(split)
+        if images is None:
+            return {}
         generator = torch.Generator().manual_seed(EVALUATION_SEEDS[split])
         sums = {"reconstruction": 0.0, "kl": 0.0}
         rounds = math.ceil(EVALUATION_SAMPLES / len(images))
@@ -152,12 +154,12 @@ class VaeTask(Task):
             total -= model.log_likelihood(part, self.options.importance_samples, generator, chunk_size).sum().item()
         return total / len(images)
 
-    def evaluation_images(self, split: str) -> torch.Tensor:
-        """All images of a split, made binary once and for all, (rows, C, H, W) on the CPU."""
+    def evaluation_images(self, split: str) -> torch.Tensor | None:
+        """All images of a split, made binary once and for all, (rows, C, H, W) on the CPU; None where there is no split."""
+        name = self.data.validation_split if split == "validation" else self.data.test_split
+        if name is None:
+            return None
         if split not in self._images:
-            name = self.data.validation_split if split == "validation" else self.data.test_split
-            if name is None:
-                raise UserError(f"The recipe names no {split} split: add --{split}_split, e.g. {split} or train[:10%].")
             generator = torch.Generator().manual_seed(EVALUATION_SEEDS[split])
             pixel_values = self.source.tensors(name, self.preprocess)["pixel_values"]
             self._images[split] = self.binarize(pixel_values, generator)
