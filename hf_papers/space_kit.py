@@ -74,7 +74,7 @@ CSS = """
 .pixels, .pixels * { background: transparent !important; border: 0 !important; box-shadow: none !important; }
 .pixels img { width: 100% !important; max-width: 100%; height: auto !important; border-radius: 6px; }
 .grid img { max-width: min(100%, 720px) !important; margin: 0 !important; }
-.single img { max-width: min(100%, 340px) !important; margin: 0 !important; }
+.single img { max-width: min(68vw, 340px) !important; margin: 0 !important; }
 .caption { margin: 0 0 -8px; font-weight: 600; font-size: .92rem; }
 .inline { align-items: end; }
 .inline button { min-height: 44px; }
@@ -102,7 +102,7 @@ def errors_as_sentences(function: Function) -> Function:
         if isinstance(error, gr.Error):
             return error
         if isinstance(error, (UserError, ValueError)):
-            return gr.Error(str(error), title="Please change the input", print_exception=False)
+            return gr.Error(str(error), print_exception=False)
         logger.error("%s failed", function.__name__, exc_info=error)
         return gr.Error(
             "This did not work, and it is not your fault: the details are in the log of this Space.",
@@ -198,7 +198,7 @@ def header(paper_key: str, headline: str, idea: str) -> gr.HTML:
     """Top of the page: a headline, the paper with its link, and its idea in two plain sentences."""
     paper: Paper = find_paper(paper_key)
     names = [name.strip() for name in paper.authors.split(",")]
-    authors = paper.authors if len(names) <= 3 else f"{names[0]} et al."
+    authors = paper.authors if len(names) <= 2 else f"{names[0]} et al."
     return gr.HTML(
         f'<div class="paper-header"><h1>{html.escape(headline)}</h1>'
         f'<p class="by" title="{html.escape(paper.authors)}"><em>{html.escape(paper.title)}</em>, {html.escape(authors)}, '

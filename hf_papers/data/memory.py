@@ -59,7 +59,9 @@ def join(batches: Sequence[Batch]) -> Batch:
 def check_alike(first: Batch, other: Batch) -> None:
     """Raise `UserError` unless rows of both fit into one tensor (or list) per column."""
     if first.keys() != other.keys():
-        raise UserError(f"The preprocessing returned columns {sorted(first)} for some rows and {sorted(other)} for others.")
+        raise UserError(
+            f"The preprocessing returned columns {sorted(first)} for some rows and {sorted(other)} for others."
+        )
     for name, values in first.items():
         mine, theirs = _row_kind(values), _row_kind(other[name])
         if mine != theirs:

@@ -121,7 +121,8 @@ class Patience:
 
     def failed(self, error: Exception, sentence: str) -> None:
         """Return after a pause when another attempt is worth it, else raise `UserError(sentence + ...)`."""
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        cause = error.__cause__ or error  # `datasets` says "Server Disconnected" whatever it was
+        reason = f"{type(cause).__name__}: {(str(cause).strip() or 'no message').splitlines()[0]}"
         if not is_transient(error):
             raise UserError(f"{sentence} ({reason}).") from error
         if time.monotonic() + self.wait >= self.deadline:
@@ -257,9 +258,7 @@ class ShardedRows:
         """Whether each of `world_size` processes reads shards of its own."""
         return not self.is_slice and self.dataset.num_shards % world_size == 0
 
-    def read(
-        self, part: Part, *, shuffle_seed: Sequence[int] | None = None, place: Place = START
-    ) -> Iterator[Piece]:
+    def read(self, part: Part, *, shuffle_seed: Sequence[int] | None = None, place: Place = START) -> Iterator[Piece]:
         """The rows of `part` from `place` on, to the end. `shuffle_seed` puts the shards in the order it stands for.
 
         Raises `UserError` when a file cannot be read, or when the network fails for longer than `RETRIES` allows.
@@ -272,8 +271,8 @@ class ShardedRows:
             try:
                 for piece in self._read(shards, rows_of, place):
                     place = piece.place_after(len(piece))
-                    patience.progressed()
                     yield piece
+                    patience.progressed()  # the time until the next piece is asked for is not the server's
                 return
             except reading_errors() as error:
                 patience.failed(error, f"Reading {self.mapping.where} stopped at row {place[2]:,}")

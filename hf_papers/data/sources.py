@@ -44,7 +44,9 @@ def open_source(arguments: DataArguments) -> Source:
     """
     name = arguments.dataset
     if not name:
-        raise UserError("No data set is named: add --dataset, e.g. --dataset ylecun/mnist or --dataset embedded:digits.")
+        raise UserError(
+            "No data set is named: add --dataset, e.g. --dataset ylecun/mnist or --dataset embedded:digits."
+        )
     if name.startswith("embedded:"):
         return EmbeddedSource(arguments)
     if Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or "\\" in name:
@@ -69,8 +71,10 @@ class SplitSlice:
         stop = self._row(self.stop, num_rows, where)
         if num_rows is not None and stop is not None:
             stop = min(stop, num_rows)
-        if stop is not None and (first or 0) >= stop:
-            raise UserError(f"The slice [{self.first or ''}:{self.stop or ''}] of {where} holds no rows.")
+        end = num_rows if stop is None else stop
+        if end is not None and end <= (first or 0) and (self.first or self.stop):
+            total = "" if num_rows is None else f": the whole split has {num_rows:,}"
+            raise UserError(f"There are no rows in {where}{total}.")
         return first or 0, stop
 
     @staticmethod
@@ -265,8 +269,6 @@ class _DatasetsSource(Source):
         total = self._count_rows(split.name)
         first, stop = split.rows(total, mapping.where)
         num_rows = (total if stop is None else stop) - first if total is not None else None
-        if num_rows is not None and num_rows <= 0:
-            raise UserError(f"There are no rows in {mapping.where}: the split has {total:,}.")
         return ShardedRows(dataset, mapping, self.fingerprint(split.name), first, stop, num_rows)
 
     def _count_rows(self, split: str) -> int | None:
@@ -289,7 +291,7 @@ class _DatasetsSource(Source):
         mapping.names(dataset.column_names)
         first, stop = split.rows(len(dataset), mapping.where)
         if split.first is not None or split.stop is not None:
-            dataset = dataset.select(range(min(first, len(dataset)), len(dataset) if stop is None else stop))
+            dataset = dataset.select(range(first, len(dataset) if stop is None else stop))
         return _not_empty(IndexedRows(dataset, mapping, self.fingerprint(split.name)))
 
     @abc.abstractmethod
@@ -382,8 +384,10 @@ class HubSource(_DatasetsSource):
         from datasets import load_dataset_builder
         from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
 
         try:
+            validate_repo_id(self.name)
             return load_dataset_builder(self.name, self.arguments.dataset_config, revision=self._revision)
         except HFValidationError as error:
             raise UserError(

@@ -282,9 +282,9 @@ class IndexedStream(Stream):
         return {"epoch": 0, "batches": 0}
 
     def _run(self, position: Position) -> Generator[Batch, None, None]:
-        epoch, done = position["epoch"], position["batches"]
-        workers = self._workers(epoch, done) if not self.in_memory else None
-        for epoch in itertools.count(epoch):
+        done = position["batches"]
+        workers = self._workers(position["epoch"], done) if not self.in_memory else None
+        for epoch in itertools.count(position["epoch"]):
             order = self.plan.order(epoch)
             for count in range(done, self.plan.batches_per_epoch):
                 numbers = self.plan.numbers(order, count)
@@ -392,7 +392,9 @@ class _BlockMessages(_Messages):
                 last = min(first + at_once, full)
                 made = self._preprocess(block, order[first * size : last * size], place)
                 for count in range(first, last):
-                    batch = made if last - first == 1 else cut(made, (count - first) * size, (count - first + 1) * size)
+                    batch = (
+                        made if last - first == 1 else cut(made, (count - first) * size, (count - first + 1) * size)
+                    )
                     yield "batch", batch, {"block": number, "place": list(place), "rows": rows, "done": count + 1}
             if len(block) > full * size:
                 rest = self._preprocess(block, order[full * size :], place)
@@ -472,14 +474,15 @@ class BlockStream(Stream):
             self._store = RowStore(None if known is None else known // self.settings.world_size)
             position = self._start()
         while position["epoch"] == 0 or self._store is None:
-            for batch, position in self._streamed_epoch(position):
-                if goal["keeping"] and (goal["epoch"] > 0 or position["batches"] <= goal["batches"]):
+            reached = position
+            for batch, reached in self._streamed_epoch(position):
+                if goal["keeping"] and (goal["epoch"] > 0 or reached["batches"] <= goal["batches"]):
                     continue  # handed out before; read again for the sake of keeping it
-                self.epoch, self._position = position["epoch"], position
+                self.epoch, self._position = reached["epoch"], reached
                 yield batch
-            if position["batches"] == 0:
+            if reached["batches"] == 0:
                 raise self._too_few(self.rows_per_epoch or 0, f"Process {self.settings.rank}")
-            position = self._start(position["epoch"] + 1, keeping=self._store is not None)
+            position = self._start(reached["epoch"] + 1, keeping=self._store is not None)
         if goal["epoch"] > 0:
             position = goal
         yield from self._kept_epochs(self._store.all(), position["epoch"], position["batches"])
@@ -538,11 +541,12 @@ class BlockStream(Stream):
         else:
             self._store.append(batch)
 
-    def _kept_epochs(self, kept: Batch, epoch: int, done: int) -> Iterator[Batch]:
+    def _kept_epochs(self, kept: Batch, start_epoch: int, done: int) -> Iterator[Batch]:
+        """Batches out of memory, from the batch number `done` of an epoch on."""
         size, count = self.settings.batch_size, batch_rows(kept)
-        for epoch in itertools.count(epoch):
-            if self.settings.shuffle:
-                order = torch.randperm(count, generator=derived_generator(self.settings.seed, epoch, self.settings.rank))
+        for epoch in itertools.count(start_epoch):
+            generator = derived_generator(self.settings.seed, epoch, self.settings.rank)
+            order = torch.randperm(count, generator=generator) if self.settings.shuffle else torch.empty(0)
             for batch in range(done, self.settings.batches_in(count)):
                 start, stop = batch * size, min((batch + 1) * size, count)
                 self.epoch = epoch
@@ -580,4 +584,3 @@ class BlockStream(Stream):
                     break
             if count < needed:
                 raise self._too_few(count, f"Process {rank}")
-

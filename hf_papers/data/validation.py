@@ -75,7 +75,9 @@ def check_rows(
             _check_image(row[image], f"Row {number} of {where}", image, size, modes)
     if label is not None:
         labels = [row[label] for row in rows]
-        check_labels(labels, num_labels if num_labels is not None else max(_integers(labels), default=0) + 1, label, where)
+        check_labels(
+            labels, num_labels if num_labels is not None else max(_integers(labels), default=0) + 1, label, where
+        )
 
 
 def _integers(values: Sequence[Any]) -> list[int]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_papers.errors import UserError
+from hf_papers.hub.checkpoints import quiet_transformers
 from hf_papers.registry import Paper, papers
 
 
@@ -51,7 +52,8 @@ def write_bundle(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     auto_classes = auto_classes or registered_classes(model)
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     code = {path.name: path for cls in auto_classes.values() for path in code_files(cls)}
     code |= {path.name: path for path in code_files(type(model.config))}
     references = {"AutoConfig": type(model.config), **auto_classes}

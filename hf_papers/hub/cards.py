@@ -169,9 +169,7 @@ def data_source(recipe: dict[str, Any]) -> tuple[str, str]:
         return name, f"{name} (embedded in {PROJECT})"
     if data_set:
         return "custom", Path(str(data_set)).name
-    environment = next(
-        (v for k, v in (recipe.get("task") or {}).items() if k.startswith("env") and isinstance(v, str)), None
-    )
+    environment = next(filter(None, ((recipe.get(part) or {}).get("environment") for part in ("model", "task"))), None)
     return (environment, environment) if environment else ("unknown", "unknown")
 
 
@@ -191,7 +189,8 @@ def recipe_name(recipe: dict[str, Any], results: dict[str, Any]) -> str:
 def _introduction(paper: Paper, recipe: dict[str, Any], results: dict[str, Any]) -> str:
     source_type, source_name = data_source(recipe)
     where = f"[{source_type}](https://huggingface.co/datasets/{source_type})" if hub_dataset(recipe) else source_name
-    trained = f"trained on {where}" if source_type != "unknown" else "of a training that is not recorded"
+    preposition = "on" if (recipe.get("data") or {}).get("dataset") else "in the environment"
+    trained = f"trained {preposition} {where}" if source_type != "unknown" else "of a training that is not recorded"
     size = f" It has {results['parameters']:,} parameters." if isinstance(results.get("parameters"), int) else ""
     said = f" {recipe['description'].strip().rstrip('.')}." if recipe.get("description") else ""
     return (
@@ -238,10 +237,10 @@ def _generic_snippet(paper: Paper, config: dict[str, Any]) -> str:
             "outputs = model(**model.dummy_inputs)  # made-up inputs of the right shapes"
         )
     return (
-        f"from transformers import AutoImageProcessor, {auto}\n\n"
+        f"from PIL import Image\nfrom transformers import AutoImageProcessor, {auto}\n\n"
         f'processor = AutoImageProcessor.from_pretrained("…")\n'
         f'model = {auto}.from_pretrained("…")\n'
-        'outputs = model(**processor(image, return_tensors="pt"))  # image: a PIL image or a uint8 array'
+        'outputs = model(**processor(Image.open("picture.png"), return_tensors="pt"))'
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +72,7 @@ def load_strict(
 
 def _load_quietly(model_class: type[PreTrainedModel], folder: Path, **options: Any) -> tuple[PreTrainedModel, dict]:
     """`from_pretrained` without its printed report: what it reports is raised by `check_keys`."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
+    with quiet_transformers():
         return model_class.from_pretrained(
             folder,
             use_safetensors=True,
@@ -81,7 +81,18 @@ def _load_quietly(model_class: type[PreTrainedModel], folder: Path, **options: A
             output_loading_info=True,
             **options,
         )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers shows neither warnings nor progress bars inside: our models load in an instant and are checked by us."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+    try:
+        yield
     finally:
+        transformers_logging.set_tqdm_hook(hook)
         transformers_logging.set_verbosity(verbosity)
 
 

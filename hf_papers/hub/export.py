@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import json
 import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from hf_papers.errors import UserError
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from hf_papers.errors import UserError, nearest
+from hf_papers.hub.checkpoints import load_strict
+from hf_papers.registry import papers
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
 OPSET = 20  # read by onnxruntime from 1.17 (early 2024) on
 TOLERANCE = 1e-4  # largest difference from PyTorch in float32, relative to the largest number of an output
@@ -42,16 +44,12 @@ def export_onnx(folder: str | Path, output: str | Path, opset: int = OPSET) -> P
 
 def load_model(folder: Path) -> PreTrainedModel:
     """The model of a folder, of the class that its config names. Raises `UserError` when there is none of ours."""
-    from hf_papers.hub.checkpoints import load_strict
-
     return load_strict(_model_class(folder), folder)
 
 
 def export_model(model: PreTrainedModel, output: str | Path, opset: int = OPSET) -> Path:
     """As `export_onnx`, for a model in memory, which is left as it is. The graph computes in float32."""
     _require_onnx()
-    import torch
-
     output = Path(output)
     if output.suffix != ".onnx":
         raise UserError(f"An ONNX file is called something.onnx, not '{output.name}'.")
@@ -61,7 +59,7 @@ def export_model(model: PreTrainedModel, output: str | Path, opset: int = OPSET)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     with torch.no_grad():
         inputs = needed_inputs(model)
-        graph = _Graph(model, tuple(inputs), tuple(batched_outputs(model, inputs)))
+        graph = _Graph(model, tuple(inputs), tuple(batched_outputs(model, inputs))).eval()
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".onnx-") as folder:
             path = Path(folder) / output.name
             _write(graph, inputs, path, opset)
@@ -83,8 +81,6 @@ def needed_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def batched_outputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The outputs of one row per example, by name, in order. inputs: a batch; `loss` and other summaries are left out."""
-    import torch
-
     batch_size = _batch_size(inputs)
     found = {
         name: value
@@ -104,8 +100,6 @@ def _is_idle(model: PreTrainedModel, inputs: dict[str, Tensor], name: str) -> bo
     Zeros are tried as the other value: they are valid labels, targets and images, and as a mask or as noise they change
     the answer, so such an input is kept.
     """
-    import torch
-
     fewer = {other: value for other, value in inputs.items() if other != name}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -121,37 +115,28 @@ def _is_idle(model: PreTrainedModel, inputs: dict[str, Tensor], name: str) -> bo
     )
 
 
-class _Graph:
-    """The model as a function of positional tensors, which is what the exporter takes."""
+class _Graph(nn.Module):
+    """The model as a function from positional tensors to a tuple of tensors, which is what the exporter takes."""
 
     def __init__(self, model: PreTrainedModel, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        from torch import nn
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, inputs, outputs
 
-        class Positional(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-                answers = self.model(**dict(zip(inputs, tensors, strict=True)))
-                return tuple(answers[name] for name in outputs)
-
-        self.module = Positional().eval()
-        self.inputs, self.outputs = inputs, outputs
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        answers = self.model(**dict(zip(self.inputs, tensors, strict=True)))
+        return tuple(answers[name] for name in self.outputs)
 
 
 def _write(graph: _Graph, inputs: dict[str, Tensor], path: Path, opset: int) -> None:
-    import torch
-
     batch = torch.export.Dim("batch", min=1)
     size = _batch_size(inputs)
     shapes = tuple({0: batch} if value.dim() and value.shape[0] == size else {} for value in inputs.values())
     # torch specialises sizes 0 and 1, so the example is the dummy batch of four.
-    weights = sum(p.numel() * p.element_size() for p in graph.module.parameters())
+    weights = sum(p.numel() * p.element_size() for p in graph.parameters())
     try:
         with _quiet():
             torch.onnx.export(
-                graph.module,
+                graph,
                 tuple(inputs.values()),
                 path,
                 input_names=list(graph.inputs),
@@ -163,7 +148,7 @@ def _write(graph: _Graph, inputs: dict[str, Tensor], path: Path, opset: int) -> 
                 verbose=False,
             )
     except Exception as error:  # the exporter's errors have no common class; --debug shows the whole
-        name = type(graph.module.model).__name__
+        name = type(graph.model).__name__
         raise UserError(f"{name} cannot be exported to ONNX (opset {opset}): {_first_line(error)}") from error
 
 
@@ -175,17 +160,19 @@ def _output_name(name: str, graph: _Graph) -> str:
 def _verify(graph: _Graph, inputs: dict[str, Tensor], path: Path) -> None:
     """Raise `UserError` unless onnxruntime gives PyTorch's numbers for every one of `CHECKED_BATCH_SIZES`."""
     import onnxruntime
-    import torch
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no public base class
+        raise UserError(f"onnxruntime cannot read the ONNX graph: {_first_line(error)}") from error
     known = {entry.name for entry in session.get_inputs()}
     size = _batch_size(inputs)
     for batch_size in CHECKED_BATCH_SIZES:
         batch = {n: v[:batch_size] if v.dim() and v.shape[0] == size else v for n, v in inputs.items()}
-        expected = graph.module(*batch.values())
+        expected = graph(*batch.values())
         try:
             found = session.run(None, {name: value.numpy() for name, value in batch.items() if name in known})
-        except Exception as error:  # onnxruntime's errors have no public base class
+        except Exception as error:
             raise UserError(
                 f"The ONNX graph is wrong: onnxruntime cannot run it for a batch of {batch_size}: {_first_line(error)}"
             ) from error
@@ -233,17 +220,12 @@ def _require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"Exporting to ONNX needs {' and '.join(missing)}: install the extra with  pip install 'hf_papers[onnx]'."
+            f"Exporting to ONNX needs {' and '.join(missing)}: install the extra with  pip install 'hf-papers[onnx]'."
         )
 
 
-def _model_class(folder: Path) -> Any:
+def _model_class(folder: Path) -> type[PreTrainedModel]:
     """The registered class that the folder's config.json names."""
-    import json
-
-    from hf_papers.errors import nearest
-    from hf_papers.registry import papers
-
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"'{folder}' holds no config.json, so it is neither a finished run nor a checkpoint.")
@@ -251,6 +233,8 @@ def _model_class(folder: Path) -> Any:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"'{path}' is not valid JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise UserError(f"'{path}' does not hold the options of a model.")
     names = config.get("architectures") or []
     classes = {c.__name__: c for paper in papers().values() for c in paper.model_classes.values()}
     for name in names:

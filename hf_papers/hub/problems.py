@@ -46,10 +46,15 @@ def hub_problems(action: str, repo_id: str, revision: str | None = None) -> Iter
             f"{action} failed: {where} has no revision '{revision}'. Name a branch, tag or commit of it."
         ) from error
     except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{action} failed: {where} could not be reached and is not in the local cache. "
-            "Check the connection (and HF_ENDPOINT, if you set it), then try again."
-        ) from error
+        # Nothing in the cache either: what counts is why the Hub was of no help.
+        cause = error.__cause__
+        if isinstance(cause, OfflineModeIsEnabled):
+            reason = "offline mode is on and it is not in the local cache. Unset HF_HUB_OFFLINE to download it."
+        elif isinstance(cause, HfHubHTTPError):
+            reason = _status_sentence(cause, where)
+        else:
+            reason = "it could not be reached and is not in the local cache. Check the connection, then try again."
+        raise UserError(f"{action} failed for {where}: {reason}") from error
     except EntryNotFoundError as error:
         raise UserError(f"{action} failed: {where} lacks a file: {_first_line(error)}") from error
     except OfflineModeIsEnabled as error:

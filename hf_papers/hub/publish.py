@@ -225,9 +225,15 @@ def _without_wrapping(commit: Callable[[], Any]) -> Any:
         if isinstance(error.__cause__, (HTTPError, ConnectionError, TimeoutError)):
             raise error.__cause__ from error  # the upload of one file: huggingface_hub wraps whatever broke it
         raise UserError(
-            f"Publishing failed while large files were sent ({error}). If {constants.ENDPOINT} has no Xet storage, set "
-            "HF_HUB_DISABLE_XET=1; otherwise try again."
+            f"Publishing failed while large files travelled: {' '.join(str(error).split())}. Try again."
         ) from error
+    except ConnectionError as error:
+        if "xet-write-token" in str(error) and "404" in str(error):  # a Hub of one's own need not have it
+            raise UserError(
+                f"Publishing failed: {constants.ENDPOINT} has no Xet storage for large files. Set HF_HUB_DISABLE_XET=1 and "
+                "try again."
+            ) from error
+        raise
     except json.JSONDecodeError:
         raise
     except ValueError as error:

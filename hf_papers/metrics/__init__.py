@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_papers.errors import nearest
 
+
 _HOMES = {
     "parzen": (
         "ParzenResult",

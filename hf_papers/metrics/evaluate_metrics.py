@@ -16,6 +16,7 @@ import torch
 from hf_papers.metrics.modes import coverage_of_labels
 from hf_papers.metrics.parzen import log_spaced_sigmas, parzen_log_likelihood, parzen_window_evaluation
 
+
 _GAN_CITATION = """@article{goodfellow2014generative, title={Generative Adversarial Networks}, author={Goodfellow, Ian J. and
 Pouget-Abadie, Jean and Mirza, Mehdi and Xu, Bing and Warde-Farley, David and Ozair, Sherjil and Courville, Aaron and
 Bengio, Yoshua}, journal={arXiv:1406.2661}, year={2014}}"""
@@ -70,7 +71,8 @@ class ModeCoverageMetric(evaluate.Metric):
             description="How many classes of the data a generator produces, and how far its proportions are off.",
             citation="",
             inputs_description=(
-                "predictions: class of each generated image, named by an independent classifier. real_labels: classes of real images."
+                "predictions: class of each generated image, named by an independent classifier. "
+                "real_labels: classes of real images."
             ),
             features=datasets.Features({"predictions": datasets.Value("int64")}),
         )

@@ -15,6 +15,7 @@ import torch
 
 from hf_papers.errors import UserError
 
+
 if TYPE_CHECKING:
     from sklearn.neural_network import MLPClassifier
 
@@ -45,7 +46,9 @@ def fit_mode_classifier(images: torch.Tensor, labels: torch.Tensor, seed: int = 
 
     pixels, targets = _pixels(images), np.asarray(labels)
     if len(pixels) != len(targets):
-        raise UserError(f"A classifier needs one label per image: there are {len(pixels)} images and {len(targets)} labels.")
+        raise UserError(
+            f"A classifier needs one label per image: there are {len(pixels)} images and {len(targets)} labels."
+        )
     if len(np.unique(targets)) < 2:
         raise UserError("A classifier of modes needs labels of two or more classes.")
     passes = int(np.clip(20 * 50_000 / len(pixels), 20, 200))

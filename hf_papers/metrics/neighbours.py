@@ -6,6 +6,7 @@ import torch
 
 from hf_papers.errors import UserError
 
+
 CHUNK = 512
 
 
@@ -47,5 +48,7 @@ def diversity_ratio(samples: torch.Tensor, images: torch.Tensor, limit: int = 10
 def _flat(images: torch.Tensor) -> torch.Tensor:
     images = torch.as_tensor(images)
     if images.ndim < 2 or images.numel() == 0:
-        raise UserError(f"Distances need images of shape (count, ...) with a count above 0, not {tuple(images.shape)}.")
+        raise UserError(
+            f"Distances need images of shape (count, ...) with a count above 0, not {tuple(images.shape)}."
+        )
     return images.flatten(1).float()

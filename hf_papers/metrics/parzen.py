@@ -2,7 +2,8 @@
 
 Put a Gaussian of standard deviation sigma on each of n generated images s_i and average them into a density,
 
-    p(x) = 1/n sum_i N(x; s_i, sigma^2 I)      log p(x) = logsumexp_i(-|x - s_i|^2 / 2 sigma^2) - log n - d/2 log(2 pi sigma^2),
+    p(x)     = 1/n sum_i N(x; s_i, sigma^2 I)
+    log p(x) = logsumexp_i(-|x - s_i|^2 / 2 sigma^2) - log n - d/2 log(2 pi sigma^2),
 
 with sigma chosen to make *validation* images likely, and report the mean of log p over *test* images, in nats.
 
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from hf_papers.errors import UserError
+
 
 # Rows of test images at a time: 256 x 10,000 distances in float64 are 20 MB.
 CHUNK = 256
@@ -44,7 +46,9 @@ class ParzenResult:
 def log_spaced_sigmas(lowest: float = 0.1, highest: float = 1.0, count: int = 19) -> list[float]:
     """Candidates for sigma, evenly spaced in the logarithm. The authors' script tries 10 from 0.1 to 1; these are finer."""
     if not 0 < lowest < highest or count < 2:
-        raise UserError(f"A grid of sigmas needs 0 < lowest < highest and two or more values, not {lowest}, {highest}, {count}.")
+        raise UserError(
+            f"A grid of sigmas needs 0 < lowest < highest and two or more values, not {lowest}, {highest}, {count}."
+        )
     return [float(sigma) for sigma in np.geomspace(lowest, highest, count)]
 
 
@@ -118,7 +122,9 @@ def _log_likelihoods(samples: torch.Tensor, images: torch.Tensor, sigmas: Sequen
 def _as_points(values: torch.Tensor, name: str) -> torch.Tensor:
     points = torch.as_tensor(values)
     if points.ndim < 2 or points.numel() == 0:
-        raise UserError(f"A Parzen window needs {name} of shape (count, numbers) with a count above 0, not {tuple(points.shape)}.")
+        raise UserError(
+            f"A Parzen window needs {name} of shape (count, numbers) with a count above 0, not {tuple(points.shape)}."
+        )
     points = points.flatten(1).double()
     if not torch.isfinite(points).all():
         raise UserError(f"The {name} hold values that are not finite, so no likelihood can be computed from them.")

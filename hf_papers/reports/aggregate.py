@@ -49,7 +49,9 @@ def aggregate(runs: Iterable[Path | str]) -> dict[str, Any]:
         "reference": recipe.get("reference") or {},
         "wall_clock_s": statistics.fmean(result["wall_clock_s"] for result in results),
         "hardware": _agreed(results, "hardware"),
-        "versions": results[0].get("versions") or {},
+        "steps": _agreed(results, "steps"),
+        "parameters": _agreed(results, "parameters"),
+        "versions": _versions(results),
         "commit": _agreed(results, "commit"),
         "command": results[0].get("command"),
     }
@@ -84,7 +86,9 @@ def write_report(runs: Iterable[Path | str], folder: Path | str, paper: Any = No
         figures[f"{caption} (seed {results['seeds'][0]})"] = shrink_picture(source, target / "figures" / source.name)
     results["figures"] = {caption: path.relative_to(target).as_posix() for caption, path in figures.items()}
     write_json(results, target / "results.json")
-    card = render_card(paper or find_paper(results["paper"]), results)
+    config_file = first / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else None
+    card = render_card(paper or find_paper(results["paper"]), config, _read_recipe(first), results)
     (target / "README.md").write_text(card, encoding="utf-8")
     return results
 
@@ -211,9 +215,30 @@ def _judge(expected: dict[str, Any], metrics: dict[str, Any]) -> dict[str, dict[
 
 
 def _agreed(results: list[dict[str, Any]], key: str) -> Any:
-    """The value that all runs share, or the list of the different ones in the order of the seeds."""
+    """The value that all runs share; where they differ, the different ones as text, in the order of the seeds."""
     values: list[Any] = []
     for result in results:
         if result.get(key) not in values:
             values.append(result.get(key))
-    return values[0] if len(values) == 1 else values
+    if len(values) == 1:
+        return values[0]
+    return ", ".join(describe_device(value) if key == "hardware" else str(value) for value in values)
+
+
+def _versions(results: list[dict[str, Any]]) -> dict[str, str]:
+    """Package -> its version, or the different ones that the runs had."""
+    packages = dict.fromkeys(name for result in results for name in result.get("versions") or {})
+    return {
+        name: ", ".join(dict.fromkeys(str((result.get("versions") or {}).get(name, "none")) for result in results))
+        for name in packages
+    }
+
+
+def describe_device(hardware: Any) -> str:
+    """The device of a results.json's `hardware` in a few words."""
+    if not isinstance(hardware, dict):
+        return str(hardware or "")
+    processes, threads = hardware.get("processes", 1), hardware.get("threads_per_process")
+    amount = f", {processes} processes" if processes > 1 else ""
+    amount += f", {threads} thread{'s' if threads > 1 else ''}" if threads and hardware.get("type") == "cpu" else ""
+    return f"{hardware.get('device', 'unknown')}{amount}"

@@ -16,7 +16,7 @@ import yaml
 
 from hf_papers.errors import UserError
 from hf_papers.registry import Paper, papers
-from hf_papers.reports.aggregate import format_metric
+from hf_papers.reports.aggregate import describe_device, format_metric
 
 
 NOT_RUN = "not run yet"
@@ -88,8 +88,8 @@ def fill_tables(root: Path) -> dict[Path, str]:
 
 
 def main_metrics(recipe: dict[str, Any], result: dict[str, Any] | None) -> list[str]:
-    """The test metrics worth a row: those the paper published, then those with a band, else the first measured."""
-    named = list(dict.fromkeys([*(recipe.get("reference") or {}), *(recipe.get("expected") or {})]))
+    """The test metrics worth a row: those with a band, then the others the paper published, else the first measured."""
+    named = list(dict.fromkeys([*(recipe.get("expected") or {}), *(recipe.get("reference") or {})]))
     measured = list((result or {}).get("metrics", {}).get("test", {}))
     return named or measured[:1]
 
@@ -146,13 +146,14 @@ def _headline_recipe(paper: Paper, results: dict[str, Any]) -> str | None:
 
 
 def _reference(recipe: dict[str, Any], metric: str) -> str:
-    """The paper's number as the recipe states it: `{value, std, source}`; a plain number works as well."""
+    """The paper's number as the recipe states it: `{value, error, source}`; a plain number works as well."""
     reference = (recipe.get("reference") or {}).get(metric)
     if reference is None:
         return "–"
     if not isinstance(reference, dict):
         return f"{reference}"
-    spread = f" ± {reference['std']}" if reference.get("std") is not None else ""
+    error = reference.get("error", reference.get("std"))
+    spread = f" ± {error}" if error is not None else ""
     return f"{reference['value']}{spread}"
 
 
@@ -169,15 +170,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def describe_device(hardware: Any) -> str:
-    """The device of a results.json's `hardware` (one description, or a list where runs differ) in a few words."""
-    if isinstance(hardware, list):
-        return "; ".join(dict.fromkeys(describe_device(one) for one in hardware))
-    if not isinstance(hardware, dict):
-        return str(hardware or "")
-    processes, threads = hardware.get("processes", 1), hardware.get("threads_per_process")
-    amount = f", {processes} processes" if processes > 1 else ""
-    amount += f", {threads} thread{'s' if threads > 1 else ''}" if threads and hardware.get("type") == "cpu" else ""
-    return f"{hardware.get('device', 'unknown')}{amount}"

@@ -67,7 +67,9 @@ class Run:
     def truncate_metrics(self, step: int) -> None:
         """Forget the lines after `step`: a resumed run writes them again."""
         if self.metrics_file.is_file():
-            kept = [line for line in self.metrics_file.read_text().splitlines() if json.loads(line)["step"] <= step]
+            # A line that a crash cut short lacks its closing brace, and lies behind the checkpoint anyway.
+            whole = [line for line in self.metrics_file.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
             temporary = self.metrics_file.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             os.replace(temporary, self.metrics_file)

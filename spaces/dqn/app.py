@@ -62,7 +62,7 @@ class Episode:
         position, _, angle, _ = self.states[-1]
         if abs(angle) > math.radians(LIMIT_ANGLE):
             return "the pole fell"
-        return "the cart left the track" if abs(position) > 2.4 else "balanced to the end"
+        return "off the track" if abs(position) > 2.4 else "balanced to the end"
 
 
 def play(model: PreTrainedModel, angle: float, shove: float, epsilon: float, seed: int) -> Episode:
@@ -178,7 +178,7 @@ def draw_episode(episode: Episode) -> str:
         for second in _second_ticks(episode.seconds)
     )
     return f"""
-<svg class="episode" viewBox="0 0 {width} 428" role="img" aria-label="Episode of {episode.steps} steps: {episode.ending()}">
+<svg class="episode" viewBox="0 30 {width} 398" role="img" aria-label="Episode of {episode.steps} steps: {episode.ending()}">
 <style>
 .episode {{ width: 100%; max-width: 720px; height: auto; display: block; margin: 0 auto; color: var(--body-text-color); }}
 .episode .middle {{ text-anchor: middle; }}
@@ -262,7 +262,8 @@ def draw_survival(lasted: np.ndarray, angles: np.ndarray, velocities: np.ndarray
     x, y, right, bottom = across(-TRAINED_ANGLE), down(0.05) - 2, across(TRAINED_ANGLE), down(-0.05) + 2
     box = f'x="{x:.1f}" y="{y:.1f}" width="{right - x:.1f}" height="{bottom - y:.1f}"'
     return f"""
-<svg class="map" viewBox="0 0 {width} {height}" role="img" aria-label="Steps survived for each start">
+<svg class="map" viewBox="0 0 {width} {height}" shape-rendering="crispEdges" role="img"
+ aria-label="Steps survived for each start">
 <style>.map {{ width: 100%; max-width: 560px; height: auto; display: block; margin: 0 auto; }}
 .map text {{ font-size: 15px; fill: var(--body-text-color); }}</style>
 <text x="6" y="18">starting spin of the pole, rad/s</text>{cells}{labels}
@@ -351,12 +352,13 @@ def build() -> gr.Blocks:
                 inputs = [angle, shove, epsilon, seed]
                 gr.on(
                     [button.click, demo.load, angle.release, shove.release, epsilon.release, seed.submit],
-                    run_episode, inputs, [episode, summary], api_name="run_episode", show_progress="minimal",
+                    run_episode, inputs, [episode, summary], api_name="run_episode", show_progress="hidden",
                 )  # fmt: skip
             with gr.Tab("Where it holds"):
                 hint(
                     "Every cell is an episode from another start: indigo held out for all 500 steps, orange fell at once. "
-                    "The small box in the middle is all that training ever started from; the rest it has met only while recovering."
+                    "The small box in the middle is all that training ever started from; the rest it has met only while "
+                    "recovering."
                 )
                 map_button = gr.Button("Play 441 episodes", variant="primary", size="lg")
                 map_summary = gr.HTML(elem_id="map-facts")

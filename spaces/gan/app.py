@@ -176,10 +176,17 @@ def build() -> gr.Blocks:
                         grid = picture("Made from this seed", "samples", "grid")
                     with gr.Column(scale=4, min_width=280):
                         sample_facts = gr.HTML(elem_id="sample-facts")
-                gr.on([button.click, seed.submit, demo.load], sample, seed, [grid, sample_facts], api_name="sample")
+                gr.on(
+                    [button.click, seed.submit, demo.load],
+                    sample,
+                    seed,
+                    [grid, sample_facts],
+                    api_name="sample",
+                    show_progress="hidden",
+                )
                 surprise.click(
                     None, None, seed, js="() => Math.floor(Math.random() * 2147483647)", api_visibility="private"
-                ).then(sample, seed, [grid, sample_facts], api_visibility="private")
+                ).success(sample, seed, [grid, sample_facts], api_visibility="private", show_progress="hidden")
             with gr.Tab("Walk") as walk_tab:
                 hint(
                     "Move from one seed’s noise to the other’s. No picture in between was ever asked for, yet each is a "
@@ -209,7 +216,7 @@ def build() -> gr.Blocks:
                 best, worst = picture("Believed most", "best"), picture("Believed least", "worst")
                 gr.on(
                     [judge_seed.submit, judge_seed.blur, judge_tab.select],
-                    judge, judge_seed, [best, worst, judge_facts], api_name="judge",
+                    judge, judge_seed, [best, worst, judge_facts], api_name="judge", show_progress="hidden",
                 )  # fmt: skip
             with gr.Tab("Copying?", visible=real is not None) as compare_tab:
                 hint(
@@ -220,7 +227,7 @@ def build() -> gr.Blocks:
                 pairs = picture("Generated, and the nearest real image", "pairs")
                 gr.on(
                     [compare_seed.submit, compare_seed.blur, compare_tab.select],
-                    compare, compare_seed, pairs, api_name="nearest_real",
+                    compare, compare_seed, pairs, api_name="nearest_real", show_progress="hidden",
                 )  # fmt: skip
         footer("gan", model, CHECKPOINT)
     return demo

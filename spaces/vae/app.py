@@ -276,25 +276,27 @@ def build() -> gr.Blocks:
             with gr.Tab("Your digit"):
                 with gr.Row():
                     with gr.Column(scale=4, min_width=280):
-                        caption("Draw a digit, or upload a picture of one")
+                        caption("Draw a digit here, or upload a picture of one")
                         pad = gr.Sketchpad(
+                            on_pad(Image.new("RGB", (280, 280), "white")),  # with a ground it opens ready to draw
                             type="pil", image_mode="RGBA", canvas_size=(280, 280), height=380, layers=False, transforms=(),
-                            sources=("upload", "clipboard"), label="Drawing", show_label=False, elem_id="pad",
+                            sources=(), label="Drawing", show_label=False, elem_id="pad",
                             brush=gr.Brush(default_size=22, colors=["#111827"], color_mode="fixed"),
                         )  # fmt: skip
                         with gr.Row():
-                            go = gr.Button("Describe and redraw", variant="primary", size="lg", min_width=160)
-                            example = gr.Button("Take an example", size="lg", min_width=140)
+                            go = gr.Button("Redraw it", variant="primary", size="lg", min_width=110)
+                            example = gr.Button("Example", size="lg", min_width=100)
+                            upload = gr.UploadButton("Upload", file_types=["image"], size="lg", min_width=100)
                     with gr.Column(scale=5, min_width=280):
                         pair = picture("As the network sees it, and as it redraws it", "reconstruction")
                         terms = gr.HTML(elem_id="terms")
                 spread = picture("Eight draws from its description: what the numbers leave open", "posterior")
                 outputs = [pair, spread, terms]
-                go.click(reconstruct, pad, outputs, api_name="reconstruct")
+                quiet = {"api_visibility": "private", "show_progress": "hidden"}
+                go.click(reconstruct, pad, outputs, api_name="reconstruct", show_progress="hidden")
+                upload.upload(_uploaded, upload, pad, **quiet).success(reconstruct, pad, outputs, **quiet)
                 count = gr.State(2)
-                example.click(
-                    _next_example, count, [pad, count], api_visibility="private", show_progress="hidden"
-                ).then(reconstruct, pad, outputs, api_visibility="private")
+                example.click(_next_example, count, [pad, count], **quiet).success(reconstruct, pad, outputs, **quiet)
             with gr.Tab("Between two") as between:
                 with gr.Row():
                     choices = [*map(str, range(10)), MINE]
@@ -304,7 +306,7 @@ def build() -> gr.Blocks:
                 pixel_way = picture("Pixel by pixel, for comparison: one fades, the other appears", "pixel-way")
                 gr.on(
                     [first.input, second.input, between.select], interpolate, [first, second, pad], [latent_way, pixel_way],
-                    api_name="interpolate", show_progress="minimal",
+                    api_name="interpolate", show_progress="hidden",
                 )  # fmt: skip
             with gr.Tab("Map") as map_tab:
                 hint(
@@ -324,7 +326,7 @@ def build() -> gr.Blocks:
                 atlas = picture("225 digits from one plane", "map", "grid")
                 gr.on(
                     [across.input, down.input, map_tab.select], draw_map, [across, down], atlas, api_name="latent_map",
-                    show_progress="minimal",
+                    show_progress="hidden",
                 )  # fmt: skip
         footer("vae", model, CHECKPOINT)
     return demo
@@ -335,10 +337,27 @@ def _next_seed(seed: float) -> int:
     return (whole_number(seed, "The seed", 0, MAX_SEED) + 1) % (MAX_SEED + 1)
 
 
+def on_pad(image: Image.Image) -> dict[str, Any]:
+    """A picture as the value of the drawing pad."""
+    return {"background": image, "layers": [], "composite": image}
+
+
+@errors_as_sentences
+def _uploaded(path: str) -> dict[str, Any]:
+    """The picture in an uploaded file, upright and at most 1,024 pixels wide or high."""
+    try:
+        with Image.open(path) as opened:
+            opened.draft(None, (1024, 1024))
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError("This file is not a picture that can be read: upload a PNG, JPEG or WebP.") from error
+    image.thumbnail((1024, 1024))
+    return on_pad(image)
+
+
 def _next_example(count: int) -> tuple[dict[str, Any], int]:
     """Another handwritten digit on the pad."""
-    digit = example_digit(count % 10, count // 10)
-    return {"background": digit, "layers": [], "composite": digit}, count + 1
+    return on_pad(example_digit(count % 10, count // 10)), count + 1
 
 
 if __name__ == "__main__":

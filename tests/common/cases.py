@@ -182,15 +182,21 @@ def accepted_types(hint: Any) -> set[Any]:
 
 def nonsense_of_types(case: ModelCase) -> list[tuple[str, Any]]:
     """(field, value) pairs that no reader of the field's name and type would take for a value."""
-    return [(name, value) for name, kinds in case.own_fields().items() for value in nonsense_values(name, kinds)]
+    defaults = case.config_class()
+    return [
+        (name, value)
+        for name, kinds in case.own_fields().items()
+        for value in nonsense_values(name, kinds, getattr(defaults, name))
+    ]
 
 
-def nonsense_values(name: str, kinds: set[Any]) -> Iterator[Any]:
+def nonsense_values(name: str, kinds: set[Any], default: Any) -> Iterator[Any]:
     texts = {t for t in kinds if t is str or get_origin(t) is Literal}
-    numbers = kinds & {int, float}
-    yield "no such thing"  # wrong for a number, and none of the choices of a text
+    if not (default is None and str in kinds):  # an optional text names something outside; any other is one of a few
+        yield "no such thing"  # wrong for a number as well
     if NoneType not in kinds:
         yield None
+    numbers = kinds & {int, float}
     if numbers and not texts:
         yield [1, 2, 3] if not kinds & {list, tuple} else {"a": 1}
     if float in kinds:

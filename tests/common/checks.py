@@ -540,6 +540,12 @@ def check_options_are_annotated(case: ModelCase) -> None:
     assert not lost, f"options without an annotation are not saved: {lost}"
 
 
+def check_fractions_may_be_whole(case: ModelCase) -> None:
+    """`float` alone refuses 1 and 0, which is what people and YAML files write."""
+    strict = [name for name, kinds in case.own_fields().items() if float in kinds and int not in kinds]
+    assert not strict, f"options that refuse whole numbers, annotate them `float | int`: {strict}"
+
+
 def check_options_are_documented(case: ModelCase) -> None:
     text = case.config_class.__doc__ or ""
     silent = [name for name in case.own_fields() if not re.search(rf"\b{name}\b", text)]
@@ -714,12 +720,12 @@ class Trap:
 
 def damage_only_pickle(folder: Path) -> str:
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(folder / "trap")))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(folder / "trap"), protocol=2))
     return "pytorch_model.bin"
 
 
 def damage_pickle_named_safetensors(folder: Path) -> str:
-    (folder / "model.safetensors").write_bytes(pickle.dumps(Trap(folder / "trap")))
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Trap(folder / "trap"), protocol=2))
     return "model.safetensors"
 
 

@@ -353,6 +353,13 @@ class ForgetfulConfig(PaperToyConfig):
         return {name: value for name, value in super().to_dict().items() if name != "hidden_size"}
 
 
+@strict
+class FloatConfig(PaperToyConfig):
+    """`temperature` refuses 1."""
+
+    temperature: float = 1.0
+
+
 class UntypedConfig(PaperToyConfig):
     """Refuses what is too small, but takes a text for a number (and falls over it) or NaN."""
 
@@ -400,6 +407,7 @@ FAULTS = [
     (checks.check_parameter_counts, Miscounted()),
     (checks.check_config_round_trip, with_config(ForgetfulConfig)),
     (checks.check_options_are_annotated, with_config(UnannotatedConfig)),
+    (checks.check_fractions_may_be_whole, with_config(FloatConfig)),
     (checks.check_options_are_documented, with_config(SilentConfig)),
     (checks.check_misspelt_options_are_refused, with_config(OpenConfig)),
     (checks.check_nonsense_is_refused, with_config(LooseConfig)),

@@ -54,6 +54,8 @@ _sources: dict[str, Source] = {}
 
 def _source(arguments: DataArguments) -> Source:
     """The source of these arguments and files: most of a test's time would go into finding out about them again."""
+    if not Path(str(arguments.dataset)).is_dir():
+        return open_source(arguments)
     files = sorted((str(path), path.stat().st_mtime_ns) for path in Path(str(arguments.dataset)).rglob("*"))
     key = f"{arguments} {files}"
     if key not in _sources:

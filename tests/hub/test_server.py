@@ -30,7 +30,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tests.hub.server import HubServer, User, front_matter, main, metadata_errors, parse_range
+from tests.hub.metadata import front_matter, metadata_errors
+from tests.hub.server import HubServer, User, main, parse_range
 
 
 pytest_plugins = ["tests.hub.fixtures"]

@@ -235,7 +235,12 @@ def test_an_unknown_loss_is_refused() -> None:
 @pytest.fixture
 def stable() -> PaperGanModel:
     torch.manual_seed(0)
-    options = {"image_size": 8, "latent_size": 6, "generator_hidden_sizes": (16, 16), "discriminator_hidden_sizes": (24, 12)}
+    options = {
+        "image_size": 8,
+        "latent_size": 6,
+        "generator_hidden_sizes": (16, 16),
+        "discriminator_hidden_sizes": (24, 12),
+    }
     return PaperGanModel(PaperGanConfig.from_preset("stable", **options))
 
 
@@ -465,7 +470,18 @@ def test_the_two_players_have_optimisers_of_their_own() -> None:
 
 def test_the_authors_schedule() -> None:
     """mnist.yaml: learning rate / 1.000004 per update down to 1e-6, momentum .5 to .7 over 250 epochs."""
-    task = GanTask(load_recipe("gan", "paper", {"dataset": "embedded:digits", "train_split": "train", "validation_split": "validation", "image_size": "8"}))
+    task = GanTask(
+        load_recipe(
+            "gan",
+            "paper",
+            {
+                "dataset": "embedded:digits",
+                "train_split": "train",
+                "validation_split": "validation",
+                "image_size": "8",
+            },
+        )
+    )
     with torch.device("meta"):
         model = PaperGanModel(task.config)
     optimizers = task.optimizers(task.networks(model))
@@ -585,7 +601,9 @@ def test_recipes_are_whole_and_fit_their_model() -> None:
     paper = load_recipe("gan", "paper").config
     with torch.device("meta"):
         assert count(PaperGanModel(paper)) == 3_735_425
-    assert load_recipe("gan", "mnist").config.to_dict() == paper.to_dict(), "the MNIST recipe trains the paper's networks"
+    assert load_recipe("gan", "mnist").config.to_dict() == paper.to_dict(), (
+        "the MNIST recipe trains the paper's networks"
+    )
     assert load_recipe("gan", "mnist-minimax").config.generator_loss == "minimax"
     with pytest.raises(UserError, match="only|for --optimizer sgd"):
         digits_task(final_momentum=0.7)

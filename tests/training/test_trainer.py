@@ -142,6 +142,8 @@ def test_the_best_weights_are_kept_and_are_those_that_were_measured(tmp_path):
 def test_metrics_written_after_the_checkpoint_are_written_once(tmp_path):
     trainer = train_toy(tmp_path, save_total_limit=3)
     before = [json.loads(line)["step"] for line in trainer.run.metrics_file.read_text().splitlines()]
+    with trainer.run.metrics_file.open("a") as file:
+        file.write('{"step": 61, "train/lo')  # cut short by a crash
     train_toy(tmp_path, save_total_limit=3, resume=trainer.run.checkpoints.complete()[0])
     after = [json.loads(line)["step"] for line in trainer.run.metrics_file.read_text().splitlines()]
     assert before == after

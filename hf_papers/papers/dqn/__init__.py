@@ -2,10 +2,11 @@
 
 from hf_papers.registry import Paper
 
+
 PAPER = Paper(
     key="dqn",
     title="Human-level control through deep reinforcement learning",
-    authors="Volodymyr Mnih, Koray Kavukcuoglu, David Silver, Alex Graves, Ioannis Antonoglou, Daan Wierstra, Martin Riedmiller",
+    authors="Volodymyr Mnih, Koray Kavukcuoglu, David Silver and others",
     year=2013,
     arxiv="1312.5602",
     summary="Q-learning with a neural network, made stable by replayed experience and a target network.",

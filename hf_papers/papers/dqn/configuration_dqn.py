@@ -64,10 +64,14 @@ class PaperDqnConfig(PreTrainedConfig):
 
     presets = {
         "nature": {},
-        "nips": {"conv_channels": (16, 32), "conv_kernels": (8, 4), "conv_strides": (4, 2), "hidden_sizes": (256,), "td_loss": "squared"},
+        "nips": {
+            "conv_channels": (16, 32), "conv_kernels": (8, 4), "conv_strides": (4, 2), "hidden_sizes": (256,),
+            "td_loss": "squared",
+        },
         "cartpole": {
             "observation_shape": (4,), "num_actions": 2, "conv_channels": (), "conv_kernels": (), "conv_strides": (),
-            "hidden_sizes": (256, 256), "environment": "CartPole-v1", "frame_skip": 1, "noop_max": 0, "evaluation_epsilon": 0.0,
+            "hidden_sizes": (256, 256), "environment": "CartPole-v1", "frame_skip": 1, "noop_max": 0,
+            "evaluation_epsilon": 0.0,
         },
         "tiny": {
             "observation_shape": (2, 20, 20), "num_actions": 3, "conv_channels": (4, 8), "conv_kernels": (4, 3),
@@ -79,7 +83,9 @@ class PaperDqnConfig(PreTrainedConfig):
     def from_preset(cls, name: str, **overrides: Any) -> "PaperDqnConfig":
         """The named configuration (`presets`), with single options replaced."""
         if name not in cls.presets:
-            raise ValueError(f"There is no preset '{name}'.{_nearest(name, cls.presets)} There are: {', '.join(cls.presets)}.")
+            raise ValueError(
+                f"There is no preset '{name}'.{_nearest(name, cls.presets)} There are: {', '.join(cls.presets)}."
+            )
         return cls(**{**cls.presets[name], **overrides})
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -88,7 +94,8 @@ class PaperDqnConfig(PreTrainedConfig):
             raise TypeError(f"PaperDqnConfig has no option '{name}'.{_nearest(name, options)}")
         for name in ("observation_shape", "conv_channels", "conv_kernels", "conv_strides", "hidden_sizes"):
             if isinstance(getattr(self, name), list):
-                setattr(self, name, tuple(getattr(self, name)))  # JSON knows lists only: a loaded config equals the saved one
+                # JSON knows lists only: so a loaded configuration equals the saved one.
+                setattr(self, name, tuple(getattr(self, name)))
         super().__post_init__(**kwargs)
 
     @property
@@ -100,7 +107,8 @@ class PaperDqnConfig(PreTrainedConfig):
         """Refuse what cannot be built or played, in words."""
         if len(self.observation_shape) not in (1, 3):
             raise ValueError(
-                f"observation_shape must be (size,) for vectors or (frames, height, width) for images, not {tuple(self.observation_shape)}."
+                "observation_shape must be (size,) for vectors or (frames, height, width) for images, not "
+                f"{tuple(self.observation_shape)}."
             )
         lengths = {len(self.conv_channels), len(self.conv_kernels), len(self.conv_strides)}
         if len(lengths) > 1:
@@ -117,7 +125,9 @@ class PaperDqnConfig(PreTrainedConfig):
                 f"{self.num_actions}, {self.frame_skip} and {self.noop_max}."
             )
         if not 0 <= self.evaluation_epsilon <= 1:
-            raise ValueError(f"evaluation_epsilon is a share of random actions, from 0 to 1, not {self.evaluation_epsilon}.")
+            raise ValueError(
+                f"evaluation_epsilon is a share of random actions, from 0 to 1, not {self.evaluation_epsilon}."
+            )
         if self.takes_images:
             self.feature_shape  # noqa: B018  raises when the image is too small for the convolutions
         elif len(self.conv_channels) or self.frame_skip != 1 or self.noop_max:
@@ -132,7 +142,8 @@ class PaperDqnConfig(PreTrainedConfig):
         if not self.takes_images:
             return tuple(self.observation_shape)
         channels, height, width = self.observation_shape
-        for i, (out, kernel, stride) in enumerate(zip(self.conv_channels, self.conv_kernels, self.conv_strides, strict=True)):
+        convolutions = zip(self.conv_channels, self.conv_kernels, self.conv_strides, strict=True)
+        for i, (out, kernel, stride) in enumerate(convolutions):
             if min(height, width) < kernel:
                 raise ValueError(
                     f"Convolution {i + 1} has a {kernel} x {kernel} kernel but meets a map of only {height} x {width}: "

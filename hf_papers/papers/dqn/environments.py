@@ -20,6 +20,7 @@ from PIL import Image
 from hf_papers.errors import UserError, nearest
 from hf_papers.papers.dqn.configuration_dqn import PaperDqnConfig
 
+
 ATARI = "ALE/"
 # What a seed is for. Seeds of different purposes never meet: seed = 4 * number + purpose.
 TRAINING, VALIDATION, TEST, PROBE = range(4)
@@ -49,7 +50,9 @@ class FramePreprocessing(gym.Wrapper):
         self.size, self.frame_skip, self.noop_max = size, frame_skip, noop_max
         self.observation_space = spaces.Box(0, 255, size, np.uint8)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         frame, info = self.env.reset(seed=seed, options=options)
         wait = int(np.random.default_rng(seed).integers(1, self.noop_max + 1)) if self.noop_max else 0
         for _ in range(wait):
@@ -151,9 +154,13 @@ def _make(name: str, options: dict[str, Any], render: bool) -> gym.Env:
         # The checker warns about badly written environments and costs a third of a step.
         env = gym.make(name, disable_env_checker=True, **options)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise UserError(f"The environment {name} needs a package that is not installed: {_first_line(error)}") from error
+        raise UserError(
+            f"The environment {name} needs a package that is not installed: {_first_line(error)}"
+        ) from error
     except (gym.error.Error, TypeError, ValueError) as error:
-        raise UserError(f"The environment {name} cannot be made with options {options}: {_first_line(error)}") from error
+        raise UserError(
+            f"The environment {name} cannot be made with options {options}: {_first_line(error)}"
+        ) from error
     if not isinstance(env.action_space, spaces.Discrete):
         kind = "continuous actions" if isinstance(env.action_space, spaces.Box) else "actions of several parts"
         raise UserError(
@@ -183,7 +190,9 @@ def _announce(name: str) -> None:
         try:
             import ale_py
         except ImportError as error:
-            raise UserError(f"{name} is an Atari game and needs its emulator: pip install 'hf-papers[atari]'.") from error
+            raise UserError(
+                f"{name} is an Atari game and needs its emulator: pip install 'hf-papers[atari]'."
+            ) from error
         gym.register_envs(ale_py)
     bare = name.split(":")[-1]
     try:
@@ -193,7 +202,9 @@ def _announce(name: str) -> None:
         stem = bare.rsplit("-v", 1)[0]
         same = sorted(known for known in gym.registry if known.rsplit("-v", 1)[0].lower() == stem.lower())
         suggestion = f" Did you mean '{same[-1]}'?" if same else nearest(bare, gym.registry)
-        raise UserError(f"Gymnasium knows no environment '{name}'.{suggestion} gymnasium.pprint_registry() lists them.") from error
+        raise UserError(
+            f"Gymnasium knows no environment '{name}'.{suggestion} gymnasium.pprint_registry() lists them."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -127,7 +127,7 @@ class PaperDqnModel(PreTrainedModel):
         if observations.dtype == torch.uint8:
             hidden_states = hidden_states / 255.0
         for convolution in self.convolutions:
-            hidden_states = convolution(hidden_states)  # Nature: (batch, 32, 20, 20), (batch, 64, 9, 9), (batch, 64, 7, 7)
+            hidden_states = convolution(hidden_states)  # Nature: (batch, 32, 20, 20), (…, 64, 9, 9), (…, 64, 7, 7)
         hidden_states = hidden_states.flatten(1)  # (batch, 3136)
         for layer in self.hidden:
             hidden_states = layer(hidden_states)  # (batch, 512)
@@ -141,7 +141,11 @@ class PaperDqnModel(PreTrainedModel):
 
     @torch.no_grad()
     def q_values(self, observations: torch.Tensor) -> torch.Tensor:
-        """Q(s, a) of every action, (batch, num_actions), or (num_actions,) for a single observation without batch."""
+        """Q(s, a) of every action, (batch, num_actions), or (num_actions,) for a single observation without batch.
+
+        observations: anything that `torch.as_tensor` takes, such as what `env.step` returned.
+        """
+        observations = torch.as_tensor(observations)
         single = observations.ndim == len(self.config.observation_shape)
         batch = observations.unsqueeze(0) if single else observations
         q_values = self(batch.to(self.device)).q_values
@@ -153,14 +157,14 @@ class PaperDqnModel(PreTrainedModel):
     ) -> torch.Tensor:
         """The ε-greedy action: a random one with probability `epsilon`, else the most valuable one.
 
-        observation: one observation, or a batch of them; anything that `torch.as_tensor` takes. `epsilon` defaults to
+        observation: one observation, or a batch of them, as for `q_values`. `epsilon` defaults to
         the configuration's `evaluation_epsilon`. `generator` (of the CPU) makes the random part repeatable.
         Returns a () or (batch,) tensor of action numbers.
         """
         epsilon = self.config.evaluation_epsilon if epsilon is None else epsilon
         if not 0.0 <= epsilon <= 1.0:
             raise ValueError(f"epsilon is a probability, from 0 to 1, not {epsilon}.")
-        greedy = self.q_values(torch.as_tensor(observation)).argmax(dim=-1)
+        greedy = self.q_values(observation).argmax(dim=-1)
         explore = torch.rand(greedy.shape, generator=generator) < epsilon
         random = torch.randint(self.config.num_actions, greedy.shape, generator=generator)
         return torch.where(explore.to(greedy.device), random.to(greedy.device), greedy)

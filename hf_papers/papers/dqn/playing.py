@@ -207,7 +207,13 @@ class _Episode:
     """An episode that is being scored; its chance depends on its own seed only, not on its neighbours."""
 
     def __init__(
-        self, env: gym.Env, number: int, seed: int, num_actions: int, random_actions: int, reset_options: dict[str, Any] | None
+        self,
+        env: gym.Env,
+        number: int,
+        seed: int,
+        num_actions: int,
+        random_actions: int,
+        reset_options: dict[str, Any] | None,
     ) -> None:
         self.env, self.number, self.num_actions = env, number, num_actions
         self.generator = np.random.default_rng([seed, 1])

@@ -47,9 +47,13 @@ class ReplayMemory:
     there is none before it. The generator is its own, so that drawing batches disturbs no other randomness.
     """
 
-    def __init__(self, capacity: int, frame_shape: tuple[int, ...], dtype: Any, *, stack: int = 1, seed: Any = 0) -> None:
+    def __init__(
+        self, capacity: int, frame_shape: tuple[int, ...], dtype: Any, *, stack: int = 1, seed: Any = 0
+    ) -> None:
         if capacity < stack + 2:
-            raise ValueError(f"A replay memory with stacks of {stack} needs a capacity of at least {stack + 2}, not {capacity}.")
+            raise ValueError(
+                f"A replay memory of stacks of {stack} holds at least {stack + 2} frames, not {capacity}."
+            )
         self.capacity, self.stack = capacity, stack
         # np.zeros asks the operating system for pages only when they are written to: an empty memory costs nothing.
         self.frames = np.zeros((capacity, *frame_shape), dtype)
@@ -131,7 +135,9 @@ class ReplayMemory:
 
         Fields are (batches, batch_size, …). The last batch ends with the newest transition; nothing is drawn at random.
         """
-        newest_first = (self.head - 1 - np.arange(min(self.size, 2 * (span + batch_size) + self.stack))) % self.capacity
+        newest_first = (
+            self.head - 1 - np.arange(min(self.size, 2 * (span + batch_size) + self.stack))
+        ) % self.capacity
         slots = newest_first[self._usable(newest_first)][::-1]
         ends = len(slots) - span + np.ceil(np.arange(1, batches + 1) * span / batches).astype(np.int64)
         index = ends[:, None] + np.arange(-batch_size, 0)
@@ -157,7 +163,8 @@ class ReplayMemory:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as arrays and plain values; the arrays are views of the filled part, to be saved at once."""
         arrays = {name: getattr(self, name)[: self.size] for name in self._ARRAYS}
-        return {**arrays, "head": self.head, "transitions": self.transitions, "generator": self.generator.bit_generator.state}
+        numbers = {"head": self.head, "transitions": self.transitions}
+        return {**arrays, **numbers, "generator": self.generator.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken. The memory must have been built with the same capacity and shapes."""

@@ -35,6 +35,7 @@ from hf_papers.training.recipe import Recipe
 from hf_papers.training.shadow import Shadow
 from hf_papers.training.task import Batch, Context, Task, Turn
 
+
 # Batches of a phase are drawn together, up to this many bytes of observations.
 DRAWN_AT_ONCE = 64 * 2**20
 
@@ -56,19 +57,28 @@ class DqnOptions:
     target_update: int = option(10_000, "gradient steps between two updates of the target network")
     initial_epsilon: float = option(1.0, "share of random actions at the beginning")
     final_epsilon: float = option(0.1, "share of random actions once exploration has come down")
-    exploration_fraction: float = option(0.02, "part of environment_steps over which it comes down, in a straight line")
+    exploration_fraction: float = option(
+        0.02, "part of environment_steps over which it comes down, in a straight line"
+    )
     clip_rewards: bool = option(True, "learn from rewards clipped to [-1, 1]; scores are never clipped")
-    terminal_on_life_loss: bool = option(False, "learn as if the game ended with each lost life, where there are lives")
+    terminal_on_life_loss: bool = option(
+        False, "learn as if the game ended with each lost life, where there are lives"
+    )
     double_q: bool = option(False, "let the learning network choose the next action and the target network value it")
     use_replay: bool = option(True, "false: learn only from the newest steps, in their order (ablation)")
     use_target_network: bool = option(True, "false: the learning network makes its own targets (ablation)")
     validation_episodes: int = option(20, "episodes of an evaluation during training")
     test_episodes: int = option(30, "episodes of the final evaluation")
-    evaluation_max_steps: int | None = option(None, "longest evaluated episode in steps; none: as the environment says")
+    evaluation_max_steps: int | None = option(
+        None, "longest evaluated episode in steps; none: as the environment says"
+    )
     held_out_states: int = option(500, "states on which the mean of max Q is followed")
-    unseen_random_actions: int = option(0, "random actions before the network takes over, in the test from unseen states")
+    unseen_random_actions: int = option(
+        0, "random actions before the network takes over, in the test from unseen states"
+    )
     unseen_reset_options: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "options of the resets in the test from unseen states, e.g. low=-0.1,high=0.1"}
+        default_factory=dict,
+        metadata={"help": "options of the resets in the test from unseen states, e.g. low=-0.1,high=0.1"},
     )
 
     def __post_init__(self) -> None:
@@ -85,8 +95,8 @@ class DqnOptions:
                 raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}.")
         if self.learning_starts + self.train_frequency > self.environment_steps:
             raise UserError(
-                f"Nothing would be learned: environment_steps is {self.environment_steps}, but the first gradient step comes "
-                f"after learning_starts + train_frequency = {self.learning_starts + self.train_frequency} steps."
+                f"Nothing would be learned: environment_steps is {self.environment_steps}, but the first gradient step "
+                f"comes after learning_starts + train_frequency = {self.learning_starts + self.train_frequency} steps."
             )
 
     @property
@@ -322,8 +332,8 @@ class DqnTask(Task):
         ours, theirs = self.config, model.config
         if ours.num_actions != theirs.num_actions or ours.observation_shape != theirs.observation_shape:
             raise UserError(
-                f"The network was made for observations of {tuple(theirs.observation_shape)} and {theirs.num_actions} actions, "
-                f"but {ours.environment} has {tuple(ours.observation_shape)} and {ours.num_actions}."
+                f"The network was made for observations of {tuple(theirs.observation_shape)} and {theirs.num_actions} "
+                f"actions, but {ours.environment} has {tuple(ours.observation_shape)} and {ours.num_actions}."
             )
 
     def _mean_max_q(self, model: nn.Module) -> float:
@@ -341,8 +351,8 @@ class DqnTask(Task):
         """Return and Q-values over training, and a film of one episode."""
         figures: dict[str, Path] = {}
         if self.environment is not None and self.evaluations:
-            figures["Return of the training episodes, and of the validation episodes played greedily"] = self._draw_returns(
-                folder / "returns.png"
+            figures["Return of the training episodes, and of the validation episodes played greedily"] = (
+                self._draw_returns(folder / "returns.png")
             )
             figures["Mean of max Q over a fixed set of states, the curve of the 2013 paper"] = self._draw_q_values(
                 folder / "q_values.png"
@@ -375,7 +385,7 @@ class DqnTask(Task):
         try:
             pictures = film_episode(model, self.config, evaluation_seeds(TEST, 1)[0])
         except (UserError, gym.error.Error, ImportError) as error:
-            warnings.warn(f"No film of an episode, since {self.config.environment} cannot be drawn here: {error}", stacklevel=2)
+            warnings.warn(f"No film, since {self.config.environment} cannot be drawn here: {error}", stacklevel=2)
             return None
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, loop=0, optimize=True)
         return path

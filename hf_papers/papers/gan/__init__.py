@@ -2,6 +2,7 @@
 
 from hf_papers.registry import Paper
 
+
 PAPER = Paper(
     key="gan",
     title="Generative Adversarial Networks",

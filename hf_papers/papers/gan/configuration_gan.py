@@ -6,6 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+
 # What transformers itself passes through a config's constructor beside the declared fields.
 TRANSFORMERS_OPTIONS = {
     "_commit_hash",

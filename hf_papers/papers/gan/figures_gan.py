@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+
 INK = "#4f46e5"
 
 
@@ -16,7 +17,9 @@ def side_by_side(left: torch.Tensor, right: torch.Tensor, path: Path) -> Path:
     """Two square grids of (n, c, h, w) images, entry for entry."""
     count = int(len(left) ** 0.5)
     figure = Figure(figsize=(9, 4.8), layout="constrained")
-    for axes, images, title in zip(figure.subplots(1, 2), (left, right), ("generated", "nearest in the training data"), strict=True):
+    for axes, images, title in zip(
+        figure.subplots(1, 2), (left, right), ("generated", "nearest in the training data"), strict=True
+    ):
         _show(axes, _grid([images[row * count : (row + 1) * count] for row in range(count)]))
         axes.set_title(title, fontsize=11)
     return _save(figure, path)

@@ -279,7 +279,9 @@ class PaperGanModel(PaperGanPreTrainedModel):
         """
         if latents is None:
             if pixel_values is None:
-                raise ValueError("Give latents to generate from, or pixel_values to be told apart from as many images.")
+                raise ValueError(
+                    "Give latents to generate from, or pixel_values to be told apart from as many images."
+                )
             latents = self.sample_latents(pixel_values.shape[0]).to(pixel_values)
         images = self.generator(latents)
         if pixel_values is None:

@@ -33,6 +33,7 @@ from hf_papers.papers.gan.modeling_gan import (
 from hf_papers.training.optimizers import build_optimizer
 from hf_papers.training.task import Batch, Context, Task, Turn
 
+
 logger = logging.getLogger(__name__)
 
 # Steps after which the task keeps a picture of the same latents: three a decade of training are enough to see it grow.
@@ -48,15 +49,21 @@ def _option(default: Any, help: str) -> Any:
 class GanOptions:
     """What only this task knows."""
 
-    discriminator_steps: int = _option(1, "k of Algorithm 1: discriminator steps, each on a batch of its own, per step")
-    discriminator_learning_rate: float | None = _option(None, "of the discriminator; that of the generator if not given")
+    discriminator_steps: int = _option(
+        1, "k of Algorithm 1: discriminator steps, each on a batch of its own, per step"
+    )
+    discriminator_learning_rate: float | None = _option(
+        None, "of the discriminator; that of the generator if not given"
+    )
     fresh_noise: bool = _option(
         False, "draw new noise for the generator's turn, as Algorithm 1 does; the authors' code reuses the noise"
     )
     bias_from_data: bool = _option(
         True, "start the generator's output at the mean training image, as the authors' code does"
     )
-    lr_decay_per_step: float = _option(1.0, "divide the learning rates by this after every step; the authors: 1.000004")
+    lr_decay_per_step: float = _option(
+        1.0, "divide the learning rates by this after every step; the authors: 1.000004"
+    )
     minimum_learning_rate: float = _option(1e-6, "where that decay ends")
     final_momentum: float | None = _option(None, "of SGD, reached linearly from --momentum; the authors: 0.7")
     momentum_epochs: int = _option(250, "epoch in which SGD's momentum arrives at --final_momentum")
@@ -77,7 +84,9 @@ class GanOptions:
         if self.final_momentum is not None and not 0 <= self.final_momentum < 1:
             raise UserError(f"final_momentum must be in [0, 1), not {self.final_momentum}.")
         if not 0 < self.smallest_sigma < self.largest_sigma:
-            raise UserError(f"The sigmas must grow from above 0: {self.smallest_sigma} to {self.largest_sigma} do not.")
+            raise UserError(
+                f"The sigmas must grow from above 0: {self.smallest_sigma} to {self.largest_sigma} do not."
+            )
 
 
 class GanTask(Task):
@@ -94,8 +103,11 @@ class GanTask(Task):
         self.snapshots: list[tuple[int, torch.Tensor]] = []  # (steps taken, (SNAPSHOT_IMAGES, c, h, w) uint8)
         self._kept: dict[tuple[str, int | None], Batch] = {}
         self._judge: Any = None
+        self._raised: set[str] = set()  # flags that were up at the last validation
         if self.options.final_momentum is not None and self.arguments.optimizer != "sgd":
-            raise UserError(f"--final_momentum is for --optimizer sgd; {self.arguments.optimizer} has no such momentum.")
+            raise UserError(
+                f"--final_momentum is for --optimizer sgd; {self.arguments.optimizer} has no such momentum."
+            )
 
     # What is trained
 
@@ -259,10 +271,10 @@ class GanTask(Task):
     def _verdict(
         self, metrics: dict[str, float], images: torch.Tensor, sigmas: list[float], split: str
     ) -> dict[str, float]:
-        """Flags, 1.0 or 0.0, for the two ways in which a GAN fails; a raised one is also said in a sentence."""
+        """Flags, 1.0 or 0.0, for the two ways in which a GAN fails. A flag that goes up is also said in a sentence."""
         covered = metrics.get("modes_covered", 1.0) / metrics.get("modes_total", 1.0)
         collapsed = metrics["diversity_ratio"] < 0.5 or covered < 0.75
-        if collapsed:
+        if collapsed and self._is_news("collapsed", split):
             modes = f", {metrics['modes_covered']:.0f} of {metrics['modes_total']:.0f} modes" if covered < 1 else ""
             logger.warning(
                 "The generator has collapsed (%s): its images differ %.0f %% as much as real ones%s. Try the stabilised "
@@ -275,7 +287,7 @@ class GanTask(Task):
         mean_image = self._images(self.data.train_split, 5_000).mean(0, keepdim=True).to(images.device)
         blur = max(parzen_curve(mean_image, images, sigmas).values())
         diverged = metrics["parzen_log_likelihood"] < blur
-        if diverged:
+        if diverged and self._is_news("diverged", split):
             logger.warning(
                 "The generator explains the %s images worse (%.1f nats) than a single Gaussian around their mean does "
                 "(%.1f): it has not learnt yet, or the game has diverged.",
@@ -283,7 +295,13 @@ class GanTask(Task):
                 metrics["parzen_log_likelihood"],
                 blur,
             )
+        if split == "validation":
+            self._raised = {name for name, up in (("collapsed", collapsed), ("diverged", diverged)) if up}
         return {"collapsed": float(collapsed), "diverged": float(diverged)}
+
+    def _is_news(self, flag: str, split: str) -> bool:
+        """Whether the last validation had not said so already; the final word on the test split is always said."""
+        return split == "test" or flag not in self._raised
 
     def figures(self, model: nn.Module, folder: Path, context: Context) -> dict[str, Path]:
         """Samples beside their nearest training images, interpolations, growth over training, sigma."""

@@ -2,6 +2,7 @@
 
 from hf_papers.registry import Paper
 
+
 PAPER = Paper(
     key="vae",
     title="Auto-Encoding Variational Bayes",

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from hf_papers.papers.vae.modeling_vae import PaperVaeModel
 from hf_papers.training.task import Context
 
+
 COLUMNS = 10
 TRAVERSED = 10  # at most so many entries of z are shown, those that say most
 STEPS = 9

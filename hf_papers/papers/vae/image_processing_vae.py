@@ -79,7 +79,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _array_to_picture(array: np.ndarray) -> Image.Image:
     """(channels, h, w) of integers in 0..255, floats in [0, 1] or booleans, to a picture."""
     if array.ndim != 3 or 0 in array.shape:
-        raise ValueError(f"An image array is (h, w), (channels, h, w) or (h, w, channels), not of shape {array.shape}.")
+        raise ValueError(f"An image is (h, w), (channels, h, w) or (h, w, channels), not {array.shape}.")
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ValueError("Floating-point images must lie in [0, 1]; give values from 0 to 255 as uint8.")

@@ -15,6 +15,7 @@ Shapes: B images, C channels, H x W pixels, D = C H W, J = config.latent_size.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_vae import PaperVaeConfig
+
 
 ACTIVATIONS = {
     "tanh": nn.Tanh,
@@ -137,7 +139,7 @@ class PaperVaeUpsampleLayer(GradientCheckpointingLayer):
 
 def hidden_layers(config: PaperVaeConfig, in_size: int, sizes: list[int] | tuple[int, ...]) -> nn.Sequential:
     """Fully-connected layers of the given sizes, one after the other."""
-    return nn.Sequential(*(PaperVaeLayer(config, *pair) for pair in zip((in_size, *sizes), sizes, strict=False)))
+    return nn.Sequential(*(PaperVaeLayer(config, *pair) for pair in pairwise((in_size, *sizes))))
 
 
 class PaperVaeEncoder(nn.Module):
@@ -152,7 +154,7 @@ class PaperVaeEncoder(nn.Module):
         self.convolutions = nn.Sequential()
         if config.architecture == "convolutional":
             channels = (config.num_channels, *config.conv_channels)
-            self.convolutions.extend(PaperVaeConvLayer(config, *pair) for pair in zip(channels, channels[1:], strict=False))
+            self.convolutions.extend(PaperVaeConvLayer(config, *pair) for pair in pairwise(channels))
             size = channels[-1] * (config.image_size // 2 ** len(config.conv_channels)) ** 2
         self.layers = hidden_layers(config, size, config.encoder_hidden_sizes)
         size = (size, *config.encoder_hidden_sizes)[-1]
@@ -160,7 +162,7 @@ class PaperVaeEncoder(nn.Module):
         self.log_variance = nn.Linear(size, config.latent_size) if config.variational else None
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states = self.convolutions(pixel_values).flatten(1)  # (B, D), or the last stage's channels x height x width
+        hidden_states = self.convolutions(pixel_values).flatten(1)  # (B, D), or what the last stage leaves
         hidden_states = self.layers(hidden_states)  # (B, encoder_hidden_sizes[-1])
         log_variance = None if self.log_variance is None else self.log_variance(hidden_states)
         return self.mean(hidden_states), log_variance
@@ -185,14 +187,14 @@ class PaperVaeDecoder(nn.Module):
             side = config.image_size // 2 ** len(config.conv_channels)
             self.grid = (channels[0], side, side)
             self.output = PaperVaeLayer(config, size, math.prod(self.grid))
-            for stage, pair in enumerate(zip(channels, channels[1:], strict=False), start=1):
+            for stage, pair in enumerate(pairwise(channels), start=1):
                 self.convolutions.append(PaperVaeUpsampleLayer(config, *pair, activate=stage < len(channels) - 1))
         else:
             self.grid = (outputs, config.image_size, config.image_size)
             self.output = nn.Linear(size, math.prod(self.grid))
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states = self.output(self.layers(latents)).unflatten(-1, self.grid)  # (B, J) -> (B, channels, side, side)
+        hidden_states = self.output(self.layers(latents)).unflatten(-1, self.grid)  # (B, channels, side, side)
         output = self.convolutions(hidden_states)  # (B, C or 2 C, H, W)
         if self.config.decoder_distribution == "bernoulli":
             return output, None
@@ -382,10 +384,10 @@ class PaperVaeModel(PreTrainedModel):
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
         if self.config.decoder_distribution == "bernoulli" and not ((pixel_values == 0) | (pixel_values == 1)).all():
-            raise ValueError("A Bernoulli decoder gives likelihoods to binary images only: binarise them to 0 and 1 first.")
+            raise ValueError("A Bernoulli decoder gives likelihoods to binary images only: make them 0 and 1 first.")
         per_chunk = max(1, chunk_size // num_samples)
-        parts = [self._log_likelihood(part, num_samples, generator, chunk_size) for part in pixel_values.split(per_chunk)]
-        return torch.cat(parts)
+        parts = pixel_values.split(per_chunk)
+        return torch.cat([self._log_likelihood(part, num_samples, generator, chunk_size) for part in parts])
 
     def _log_likelihood(
         self, pixel_values: torch.Tensor, num_samples: int, generator: torch.Generator | None, chunk_size: int

@@ -18,6 +18,7 @@ from hf_papers.papers.vae.image_processing_vae import PaperVaeImageProcessor
 from hf_papers.papers.vae.modeling_vae import PaperVaeModel
 from hf_papers.training.task import Batch, Context, Task, Turn
 
+
 # Every run is judged on the same binary images and the same noise, whatever its own seed.
 EVALUATION_SEEDS = {"validation": 1312, "test": 6114}
 EVALUATION_BATCH = 1000
