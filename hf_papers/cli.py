@@ -139,7 +139,12 @@ def train(options: argparse.Namespace, rest: list[str]) -> int | None:
     from hf_papers.training.finish import run_recipe
 
     register_all()
-    folder = run_recipe(recipe)
+    try:
+        folder = run_recipe(recipe)
+    except RuntimeError as error:
+        if inside_launcher() and "Connection closed by peer" in str(error):
+            raise UserError("Another process of this run has ended; its own sentence says why.") from error
+        raise
     if os.environ.get("RANK", "0") == "0":
         print_results(folder)
     return None

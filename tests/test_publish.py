@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 import hf_papers
 from hf_papers.errors import UserError
 from hf_papers.hub.bundle import code_files, sibling_imports, write_bundle
-from hf_papers.hub.cards import eval_results_yaml, render_card, shipped_recipe
+from hf_papers.hub.cards import eval_results_yaml, render_card, shipped_recipe, without_package
 from hf_papers.hub.checkpoints import PICKLES, load_strict
 from hf_papers.hub.publish import check_can_push, push_run, stage_run
 from hf_papers.hub.spaces import PACKAGE, requirements, run_locally, shorten, space_card, stage_space
@@ -553,6 +553,35 @@ def test_the_snippet_of_the_paper_s_readme_is_used_with_the_right_id(
     text = render_card(vae, None, RECIPE, RESULTS, repo_id="me/vae")
     assert 'model = AutoModel.from_pretrained("me/vae", trust_remote_code=True)' in text and "someone" not in text
     assert "We use Adam." in text and "It blurs." in text
+
+
+@pytest.mark.parametrize(
+    ("snippet", "expected"),
+    [
+        ("import hf_papers\nAutoModel.from_pretrained('x')", "AutoModel.from_pretrained('x')"),
+        ("import gymnasium, hf_papers\nx = 1", "import gymnasium\nx = 1"),
+        (
+            "from hf_papers import PaperVaeModel, PaperVaeImageProcessor\nm = PaperVaeModel.from_pretrained('x')",
+            "from transformers import AutoImageProcessor, AutoModel\nm = AutoModel.from_pretrained('x')",
+        ),
+        ("from hf_papers import papers\npapers()", None),
+        ("from hf_papers.data import x\nx()", None),
+        ("", None),
+    ],
+)
+def test_a_snippet_without_the_package(vae: Paper, snippet: str, expected: str | None) -> None:
+    assert without_package(vae, snippet) == expected
+
+
+@pytest.mark.parametrize("key", sorted(papers()))
+def test_every_card_s_snippets_are_python(key: str) -> None:
+    text = render_card(papers()[key], repo_id="me/it")
+    trusting, importing = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for snippet in (trusting, importing):
+        compile(snippet, "card", "exec")
+        assert 'from_pretrained("me/it"' in snippet and len([x for x in snippet.splitlines() if x]) <= 7
+    assert "hf_papers" not in trusting and "trust_remote_code=True" in trusting
+    assert importing.startswith("import hf_papers\n") and "trust_remote_code" not in importing
 
 
 @pytest.mark.parametrize("key", sorted(papers()))

@@ -208,12 +208,11 @@ def _short_authors(paper: Paper) -> str:
 def _loading(paper: Paper, config: dict[str, Any], repo_id: str | None, notes: dict[str, str]) -> str:
     """Two snippets that do the same: with this repository's own code, and with the package."""
     source = repo_id or "path/to/this/folder"
-    snippet = usage_snippet(notes) or _generic_snippet(paper, config)
-    snippet = re.sub(r"from_pretrained\(([\"'])[^\"']+\1", f'from_pretrained("{source}"', snippet)
-    bare = "\n".join(line for line in snippet.splitlines() if not re.match(r"\s*import hf_papers\b", line)).strip()
+    bare = without_package(paper, usage_snippet(notes) or "") or _generic_snippet(paper, config)
+    bare = re.sub(r"from_pretrained\(([\"'])[^\"']+\1", f'from_pretrained("{source}"', bare)
     trusting = re.sub(r'(from_pretrained\("[^"]+")', r"\1, trust_remote_code=True", bare)
     return (
-        "With nothing but `transformers` installed; `trust_remote_code=True` runs the model's code from this repository, "
+        "Without our package; `trust_remote_code=True` runs the model's code from this repository, "
         f"so read it first (it is short):\n\n```python\n{trusting}\n```\n\n"
         f"With the package (`pip install hf-papers`) no code is taken from here:\n\n"
         f"```python\nimport hf_papers\n{bare}\n```"
@@ -224,6 +223,27 @@ def usage_snippet(notes: dict[str, str]) -> str | None:
     """The first Python block of the paper's README that loads a checkpoint: there it is run by a test."""
     blocks = re.findall(r"```python\n(.*?)```", "\n".join(notes.values()), re.DOTALL)
     return next((block.strip() for block in blocks if "from_pretrained(" in block), None)
+
+
+def without_package(paper: Paper, snippet: str) -> str | None:
+    """`snippet` with Auto classes of transformers in the place of ours; None where it uses more of the package than that."""
+    autos = {name.split(":")[1]: auto for auto, name in paper.models.items()}
+    if paper.image_processor:
+        autos[paper.image_processor.split(":")[1]] = "AutoImageProcessor"
+    lines = []
+    for line in snippet.splitlines():
+        if line.startswith("import "):
+            modules = [name for name in re.split(r",\s*", line.removeprefix("import ")) if name.strip() != PROJECT]
+            lines += [f"import {', '.join(modules)}"] if modules else []
+        elif line.startswith(f"from {PROJECT} import "):
+            names = re.split(r",\s*", line.split(" import ")[1].strip())
+            if not set(names) <= set(autos):
+                return None
+            lines.append(f"from transformers import {', '.join(sorted({autos[name] for name in names}))}")
+        else:
+            lines.append(re.sub(rf"\b({'|'.join(autos)})\b", lambda match: autos[match.group()], line))
+    bare = "\n".join(lines).strip()
+    return bare if bare and PROJECT not in bare else None
 
 
 def _generic_snippet(paper: Paper, config: dict[str, Any]) -> str:
@@ -448,9 +468,9 @@ def _citation(paper: Paper) -> str:
 
 
 def paper_notes(paper: Paper) -> dict[str, str]:
-    """The sections of the paper's README by their titles in lower case; nothing while it is unwritten."""
+    """The sections of the paper's README by their titles in lower case ("" is what stands before the first of them)."""
     path = paper.folder / "README.md"
     if not path.is_file():
         return {}
     parts = re.split(r"^##\s+(.+?)\s*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {title.lower(): text.strip() for title, text in zip(parts[1::2], parts[2::2], strict=True)}
+    return {"": parts[0]} | {title.lower(): text.strip() for title, text in zip(parts[1::2], parts[2::2], strict=True)}

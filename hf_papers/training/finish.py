@@ -42,8 +42,9 @@ def run_recipe(recipe: Recipe) -> Path:
 def finish(trainer: Trainer) -> None:
     """Evaluate the weights that count on validation and, once, on test; write the model, figures, results and card."""
     task, run, arguments = trainer.task, trainer.run, trainer.arguments
-    from_best = arguments.load_best_model_at_end and trainer.load_best()
-    metrics = {split: trainer.evaluate(split) for split in ("validation", "test")}
+    best = trainer.best_model() if arguments.load_best_model_at_end else None
+    model = best if best is not None else trainer.published()
+    metrics = {split: trainer.evaluate(model, split) for split in ("validation", "test")}
     if not trainer.accelerator.is_main_process:
         return
     results = {
@@ -51,8 +52,8 @@ def finish(trainer: Trainer) -> None:
         "recipe": task.recipe.name,
         "seed": arguments.seed,
         "steps": trainer.step,
-        "weights": f"best by validation {task.best_metric}, step {trainer.best['step']}" if from_best else "last",
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "weights": f"best by validation {task.best_metric}, step {trainer.best['step']}" if best is not None else "last",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "metrics": metrics,
         "expected": task.recipe.expected,
         "in_expected_band": in_expected_band(metrics["test"], task.recipe.expected),
@@ -64,16 +65,15 @@ def finish(trainer: Trainer) -> None:
         "command": command_line(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
-    _install(run.folder, trainer.save_model)
+    _install(run.folder, lambda folder: trainer.save_model(model, folder))
     run.figures.mkdir(exist_ok=True)
     with forked_randomness(arguments.seed, 3), torch.no_grad():
-        trainer.model.eval()
-        figures = task.figures(trainer.model, run.figures, trainer.context)
+        figures = task.figures(model.eval(), run.figures, trainer.context)
     results["figures"] = {caption: str(path.relative_to(run.folder)) for caption, path in figures.items()}
     run.write_results(results)
     recipe = task.recipe
     (run.folder / "README.md").write_text(
-        render_card(recipe.paper, trainer.model.config.to_dict(), recipe.to_dict(), results)
+        render_card(recipe.paper, model.config.to_dict(), recipe.to_dict(), results)
     )
 
 

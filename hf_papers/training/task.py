@@ -153,6 +153,10 @@ class Task:
         outputs = networks["model"](**batch)
         yield "model", outputs.loss, {}
 
+    def published(self, model: nn.Module, shadows: dict[str, nn.Module]) -> nn.Module:
+        """The model as others get it, and as it is evaluated: the trained one, or a copy that holds averaged weights."""
+        return model
+
     def evaluate(
         self, model: nn.Module, shadows: dict[str, nn.Module], split: str, context: Context
     ) -> dict[str, float]:

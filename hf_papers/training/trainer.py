@@ -270,21 +270,26 @@ class Trainer:
         if self.arguments.trackers:
             self.accelerator.log(values, step=self.step)
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        """The task's metrics on a split, measured by the first process; training notices nothing of it."""
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """The task's metrics of `model` on a split, measured by the first process; training notices nothing of it."""
         metrics: dict[str, float] = {}
         if self.accelerator.is_main_process:
+            was_training = model.training
             with forked_randomness(self.arguments.seed, 2), torch.no_grad():
-                self.model.eval()
-                metrics = self.task.evaluate(self.model, self.shadows, split, self.context)
-                self.model.train()
+                metrics = self.task.evaluate(model.eval(), self.shadows, split, self.context)
+            model.train(was_training)
         self.accelerator.wait_for_everyone()
         return metrics
+
+    def published(self) -> nn.Module:
+        """The model as others would get it now."""
+        return self.task.published(self.model, self.shadows)
 
     def evaluate_and_keep_best(self) -> None:
         """Evaluate on the validation split, and keep these weights if no earlier ones were better."""
         self._refuse_bad_losses()
-        metrics = self.evaluate("validation")
+        model = self.published()
+        metrics = self.evaluate(model, "validation")
         if self.accelerator.is_main_process and metrics:
             self._record({f"validation/{name}": value for name, value in metrics.items()})
             if self.task.best_metric not in metrics:
@@ -296,7 +301,7 @@ class Trainer:
             self.progress.say(f"step {self.step}  validation {self.task.best_metric} {value:.4g}")
             if self._is_better(value):
                 self.best = {"step": self.step, "value": value}
-                write_folder(self.run.best, self.save_model)
+                write_folder(self.run.best, lambda folder: self.save_model(model, folder))
         self.progress.pause()
 
     def _is_better(self, value: float) -> bool:
@@ -344,7 +349,7 @@ class Trainer:
             own = {"random": get_random_state(), "task": self.task.state_dict()}
             save_state(own, written / "state" / f"process-{self.context.rank:05d}")
             if first:
-                self.save_model(written)
+                self.save_model(self.model, written)
                 save_state(self._shared_state(), written / "state" / "trainer")
             self.accelerator.wait_for_everyone()
             if first:
@@ -359,10 +364,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.progress.pause()
 
-    def save_model(self, folder: Path) -> None:
-        """Write the model and its processor as `from_pretrained` reads them."""
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """Write a model and its processor as `from_pretrained` reads them."""
         with _without_progress_bars():
-            self.model.save_pretrained(folder)
+            model.save_pretrained(folder)
             if self.processor is not None:
                 self.processor.save_pretrained(folder)
 
@@ -389,7 +394,7 @@ class Trainer:
             )
         own = load_state(checkpoint / "state" / f"process-{self.context.rank:05d}")
         try:
-            load_model(self.model, checkpoint / "model.safetensors", device=str(self.context.device))
+            load_model(self.model, checkpoint / "model.safetensors")
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(
                 f"The weights in {checkpoint} cannot be loaded ({error}). Resume from an older one."
@@ -413,12 +418,12 @@ class Trainer:
                     file=sys.stderr,
                 )
 
-    def load_best(self) -> bool:
-        """Take back the weights that validated best, if there are any. Returns whether there were."""
+    def best_model(self) -> nn.Module | None:
+        """The weights that validated best, if any did, in place of those of the last step."""
         if self.best is None or not self.run.best.is_dir():
-            return False
-        load_model(self.model, self.run.best / "model.safetensors", device=str(self.context.device))
-        return True
+            return None
+        load_model(self.model, self.run.best / "model.safetensors")
+        return self.model
 
     # Stopping
 

@@ -4,7 +4,7 @@ memory a data set takes that is ten times larger than its budget.
     python scripts/benchmarks/streaming.py --hub_root ../shared/hub --output results/streaming.json
     HF_ENDPOINT=http://127.0.0.1:8080 python scripts/benchmarks/streaming.py
 
-With `--hub_root` a local Hub serves that folder from a process of its own; without it the Hub is wherever `HF_ENDPOINT` says.
+With `--hub_root` a local Hub serves that folder from a process of its own; else the Hub is where `HF_ENDPOINT` says.
 The speeds are taken in turns within one run, so that whatever else the machine does falls on all of them.
 """
 

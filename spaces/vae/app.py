@@ -273,14 +273,13 @@ def build() -> gr.Blocks:
                 button.click(_next_seed, seed, seed, api_visibility="private", show_progress="hidden").success(
                     sample, seed, sampled, api_visibility="private", show_progress="hidden"
                 )
-            with gr.Tab("Your digit"):
+            with gr.Tab("Your digit") as digit_tab:
                 with gr.Row():
                     with gr.Column(scale=4, min_width=280):
                         caption("Draw a digit here, or upload a picture of one")
                         pad = gr.Sketchpad(
-                            on_pad(Image.new("RGB", (280, 280), "white")),  # with a ground it opens ready to draw
                             type="pil", image_mode="RGBA", canvas_size=(280, 280), height=380, layers=False, transforms=(),
-                            sources=(), label="Drawing", show_label=False, elem_id="pad",
+                            sources=(), label="Drawing", show_label=False, elem_id="pad", interactive=True,
                             brush=gr.Brush(default_size=22, colors=["#111827"], color_mode="fixed"),
                         )  # fmt: skip
                         with gr.Row():
@@ -293,6 +292,7 @@ def build() -> gr.Blocks:
                 spread = picture("Eight draws from its description: what the numbers leave open", "posterior")
                 outputs = [pair, spread, terms]
                 quiet = {"api_visibility": "private", "show_progress": "hidden"}
+                digit_tab.select(_fresh_paper, pad, pad, **quiet)
                 go.click(reconstruct, pad, outputs, api_name="reconstruct", show_progress="hidden")
                 upload.upload(_uploaded, upload, pad, **quiet).success(reconstruct, pad, outputs, **quiet)
                 count = gr.State(2)
@@ -340,6 +340,11 @@ def _next_seed(seed: float) -> int:
 def on_pad(image: Image.Image) -> dict[str, Any]:
     """A picture as the value of the drawing pad."""
     return {"background": image, "layers": [], "composite": image}
+
+
+def _fresh_paper(drawing: Any) -> Any:
+    """A white ground for a pad that nobody has used: without one it waits for its brush to be chosen first."""
+    return on_pad(Image.new("RGB", (280, 280), "white")) if drawn(drawing) is None else gr.skip()
 
 
 @errors_as_sentences

@@ -11,7 +11,7 @@ import torch
 
 from hf_papers.data import DataArguments, open_source
 from hf_papers.errors import UserError
-from tests.data.tables import ids_of, open_stream, take, take_epoch, to_ragged, to_tensors, write_parquet
+from tests.data.tables import ids_of, open_stream, take, to_ragged, to_tensors, write_parquet
 
 
 @pytest.fixture

@@ -392,6 +392,24 @@ def test_targets_by_hand() -> None:
     torch.testing.assert_close(td_targets(q, frozen, batch, double_q=True), doubled)
 
 
+@pytest.mark.parametrize("overrides", [{"target_update": 7}, {"target_update": 60, "gradient_accumulation_steps": 3}])
+def test_targets_made_in_blocks_are_those_of_every_batch(tmp_path: Path, overrides: dict[str, int]) -> None:
+    trainer = trainer_for(tmp_path, max_steps=50, **overrides)
+    compared = 0
+    losses = trainer.task.losses
+
+    def watched(networks: Any, shadows: Any, batch: Any, step: int) -> Any:
+        nonlocal compared
+        block = trainer.task._frozen_targets(shadows["q"], batch["position"], step)
+        torch.testing.assert_close(block, td_targets(networks["q"], shadows["q"], batch))
+        compared += 1
+        yield from losses(networks, shadows, batch, step)
+
+    trainer.task.losses = watched
+    trainer.train()
+    assert compared == 50 * overrides.get("gradient_accumulation_steps", 1)
+
+
 def test_time_limits_are_bootstrapped_through_and_ends_are_not(tmp_path: Path) -> None:
     """Many reproductions treat a time limit like a lost game: then standing at step 499 of CartPole looks worthless."""
     trainer = trainer_for(tmp_path, environment="Echo-v0")  # all of its episodes are cut after 20 steps

@@ -100,11 +100,11 @@ class ReferenceVae(nn.Module):
             for mine, theirs in zip(self.parameters(), self.theirs(ours), strict=True):
                 mine.copy_(theirs)
 
-    @staticmethod
-    def dense(size: int, sizes: tuple[int, ...], activation: type[nn.Module]) -> list[nn.Module]:
+    def dense(self, size: int, sizes: tuple[int, ...], activation: type[nn.Module]) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for out in sizes:
-            layers += [nn.Linear(size, out), activation()]
+            norm = [nn.LayerNorm(out)] if self.config.layer_norm else []
+            layers += [nn.Linear(size, out), *norm, activation()]
             size = out
         return layers
 
@@ -133,8 +133,12 @@ class ReferenceVae(nn.Module):
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-conv"])
 @pytest.mark.parametrize("distribution", ["bernoulli", "gaussian"])
-def test_forward_and_gradients_agree_with_an_independent_implementation(preset: str, distribution: str):
-    model = build(preset, decoder_distribution=distribution, hidden_act="silu", encoder_hidden_sizes=(12, 10))
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_forward_and_gradients_agree_with_an_independent_implementation(
+    preset: str, distribution: str, layer_norm: bool
+):
+    options = {"hidden_act": "silu", "encoder_hidden_sizes": (12, 10), "layer_norm": layer_norm}
+    model = build(preset, decoder_distribution=distribution, **options)
     reference = ReferenceVae(model)
     inputs = model.dummy_inputs
     output = model(**inputs)

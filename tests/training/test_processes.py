@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,20 @@ def test_the_documented_launcher_trains_every_paper_on_two_processes(paper, tmp_
     # Each process drew its own noise and data, or the second one would only repeat the first.
     random = [json.loads((state / f"process-0000{rank}.json").read_text()) for rank in (0, 1)]
     assert random[0] != random[1]
+
+
+def test_two_processes_resume_bit_identical(tmp_path):
+    options = ["--num_processes", "2", "--use_cpu", "--report_to", "none", *SHORT["vae"], "--max_steps", "8"]
+    options += ["--save_steps", "4", "--output_dir", str(tmp_path / "run"), "--resume", "auto"]
+    result = hf_papers("train", "vae", *options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    last = tmp_path / "run" / "checkpoints" / "checkpoint-00000008"
+    whole = load_file(last / "model.safetensors")
+    shutil.rmtree(last)
+    result = hf_papers("train", "vae", *options)
+    assert result.returncode == 0 and "at step 4" in result.stderr, result.stderr[-3000:]
+    again = load_file(last / "model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
 def test_every_paper_is_among_the_two_process_runs():

@@ -135,8 +135,10 @@ def test_the_best_weights_are_kept_and_are_those_that_were_measured(tmp_path):
     assert len(measured) == 10
     best = min(measured, key=measured.get)
     assert trainer.best == {"step": best, "value": measured[best]}
-    assert trainer.load_best()
-    assert trainer.evaluate("validation")["loss"] == measured[best]
+    last = weights(trainer)
+    model = trainer.best_model()
+    assert trainer.evaluate(model, "validation")["loss"] == measured[best]
+    assert not same(last, model.state_dict())
 
 
 def test_metrics_written_after_the_checkpoint_are_written_once(tmp_path):
@@ -164,6 +166,16 @@ def test_a_shadow_is_the_running_average(tmp_path):
     for value in history[1:]:
         expected = 0.5 * expected + 0.5 * value
     assert torch.allclose(trainer.shadows["model"].line[0].weight, expected, atol=1e-7)
+
+
+def test_averaged_weights_are_what_is_measured_and_published_where_the_task_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyTask, "published", lambda self, model, shadows: shadows["model"])
+    trainer = train_toy(tmp_path, shadow_decay=0.99, max_steps=20)
+    best = load_file(trainer.run.best / "model.safetensors")
+    assert same(best, trainer.shadows["model"].state_dict()) and not same(best, weights(trainer))
+    checkpoint = load_file(trainer.run.checkpoints.newest() / "model.safetensors")
+    assert same(checkpoint, weights(trainer))  # training goes on from the raw ones
+    assert trainer.best["value"] == trainer.evaluate(trainer.shadows["model"], "validation")["loss"]
 
 
 def test_a_nan_names_step_network_and_checkpoint(tmp_path):

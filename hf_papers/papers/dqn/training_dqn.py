@@ -133,8 +133,12 @@ class DqnTask(Task):
         self.replay: ReplayMemory | None = None
         self._learned = self._batches_per_round()  # batches handed out since the last round of playing
         self._draw_state: dict[str, Any] | None = None  # the replay's generator before the draw in use
+        self._drawn: Batch = {}  # the batches of the draw in use, stacked
+        self._targets: torch.Tensor | None = None  # of those that the present target network makes
+        self._targets_from = self._targets_to = 0  # positions in the draw
         self._restored: dict[str, Any] | None = None
         self._held_out: np.ndarray | None = None
+        self._watched: dict[str, float] = {}
         self.evaluations: list[tuple[int, float, float]] = []  # (environment steps, mean return, mean max Q)
 
     def _check_lengths(self) -> None:
@@ -216,6 +220,7 @@ class DqnTask(Task):
             self.replay.load_state_dict(self._restored["replay"])
             self.environment.load_state_dict(self._restored["environment"])
             self._restored = None
+            self._watch()
 
     def batches(self, networks: dict[str, nn.Module], context: Context) -> Iterator[Batch]:
         """Play a round, hand out its batches, and again. One batch is one gradient step's."""
@@ -234,16 +239,18 @@ class DqnTask(Task):
                 self._draw_state = self.replay.generator.bit_generator.state
             else:  # resumed in the midst of a draw: draw the same once more
                 self.replay.generator.bit_generator.state = self._draw_state
-            drawn = self._as_tensors(self._draw(min(at_once, count - self._learned + position)))
-            for index in range(position, len(drawn["actions"])):
+            self._drawn = self._as_tensors(self._draw(min(at_once, count - self._learned + position)))
+            self._targets = None
+            for index in range(position, len(self._drawn["actions"])):
                 self._learned += 1
-                yield {name: value[index] for name, value in drawn.items()}
+                yield {"position": index, **{name: value[index] for name, value in self._drawn.items()}}
 
     def _play_round(self, policy: GreedyPolicy) -> None:
         options, environment = self.options, self.environment
         policy.refresh()
         steps = options.train_frequency + (options.random_steps if environment.steps == 0 else 0)
         environment.play(policy, options.epsilons(environment.steps, steps))
+        self._watch()
 
     def _draw_size(self) -> int:
         """How many batches are drawn together."""
@@ -275,19 +282,40 @@ class DqnTask(Task):
         self, networks: dict[str, nn.Module], shadows: dict[str, nn.Module], batch: Batch, step: int
     ) -> Iterator[Turn]:
         q = networks["q"]
-        targets = td_targets(q, shadows.get("q", q), batch, double_q=self.options.double_q)
+        if "q" in shadows and not self.options.double_q:
+            targets = self._frozen_targets(shadows["q"], batch["position"], step).to(batch["rewards"].device)
+        else:
+            targets = td_targets(q, shadows.get("q", q), batch, double_q=self.options.double_q)
         outputs = q(batch["observations"], actions=batch["actions"], targets=targets)
-        yield "q", outputs.loss, {"q_value": outputs.q_values.detach(), **self._watched()}
+        yield "q", outputs.loss, {"q_value": outputs.q_values.detach(), **self._watched}
 
-    def _watched(self) -> dict[str, float]:
+    def _frozen_targets(self, frozen: nn.Module, position: int, step: int) -> torch.Tensor:
+        """Targets of the batch at `position` of the draw, (batch,).
+
+        While the target network stands still, so do the targets: those of all batches drawn until it moves are made by
+        one forward pass. Where such a block begins and ends depends on the step alone, not on where a run was resumed.
+        """
+        if self._targets is None or not self._targets_from <= position < self._targets_to:
+            per_step, every = self.arguments.gradient_accumulation_steps, self.options.target_update
+            moved = position - position % per_step - per_step * (step % every)  # the first batch after it moved
+            self._targets_from = max(0, moved)
+            self._targets_to = min(len(self._drawn["actions"]), moved + per_step * every)
+            device = next(frozen.parameters()).device
+            block = {
+                name: value[self._targets_from : self._targets_to].flatten(0, 1).to(device)
+                for name, value in self._drawn.items()
+            }
+            size = self._targets_to - self._targets_from
+            self._targets = td_targets(frozen, frozen, block).view(size, -1)
+        return self._targets[position - self._targets_from]
+
+    def _watch(self) -> None:
+        """What is shown of the player beside the loss; it changes only while the task plays."""
         environment = self.environment
-        if environment is None:
-            return {}
         epsilon = float(self.options.epsilons(environment.steps, 1)[0])
-        watched = {"environment_steps": float(environment.steps), "epsilon": epsilon}
+        self._watched = {"environment_steps": float(environment.steps), "epsilon": epsilon}
         if environment.returns:
-            watched["episode_return"] = environment.recent_return
-        return watched
+            self._watched["episode_return"] = environment.recent_return
 
     def evaluate(
         self, model: nn.Module, shadows: dict[str, nn.Module], split: str, context: Context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from hf_papers.papers.gan.modeling_gan import (
     sample_latents,
 )
 from hf_papers.training.optimizers import build_optimizer
+from hf_papers.training.shadow import Shadow
 from hf_papers.training.task import Batch, Context, Task, Turn
 
 
@@ -54,6 +56,9 @@ class GanOptions:
     )
     discriminator_learning_rate: float | None = _option(
         None, "of the discriminator; that of the generator if not given"
+    )
+    generator_average: float = _option(
+        0.0, "decay of the running average of the generator's weights that is judged and published; 0: its last weights"
     )
     fresh_noise: bool = _option(
         False, "draw new noise for the generator's turn, as Algorithm 1 does; the authors' code reuses the noise"
@@ -79,6 +84,8 @@ class GanOptions:
         for name, least in {**at_least, "num_sigmas": 2, "classifier_images": 20, "lr_decay_per_step": 1}.items():
             if not getattr(self, name) >= least:
                 raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        if not 0 <= self.generator_average < 1:
+            raise UserError(f"generator_average must be in [0, 1), not {self.generator_average}.")
         if self.discriminator_learning_rate is not None and not self.discriminator_learning_rate > 0:
             raise UserError(f"discriminator_learning_rate must be positive, not {self.discriminator_learning_rate}.")
         if self.final_momentum is not None and not 0 <= self.final_momentum < 1:
@@ -128,6 +135,18 @@ class GanTask(Task):
 
     def networks(self, model: nn.Module) -> dict[str, nn.Module]:
         return {"generator": model.generator, "discriminator": model.discriminator}
+
+    def shadows(self) -> dict[str, Shadow]:
+        """The averaged generator: the game circles its equilibrium, and the mean of a circle lies nearer to it."""
+        return {"generator": Shadow(self.options.generator_average)} if self.options.generator_average else {}
+
+    def published(self, model: nn.Module, shadows: dict[str, nn.Module]) -> nn.Module:
+        """The pair with the averaged generator, where there is one."""
+        if not shadows:
+            return model
+        averaged = copy.deepcopy(model)
+        averaged.generator.load_state_dict(shadows["generator"].state_dict())
+        return averaged
 
     def optimizers(self, networks: dict[str, nn.Module]) -> dict[str, Optimizer]:
         rate = self.options.discriminator_learning_rate or self.arguments.learning_rate

@@ -105,11 +105,12 @@ class PaperVaeLayer(GradientCheckpointingLayer):
     def __init__(self, config: PaperVaeConfig, in_size: int, out_size: int) -> None:
         super().__init__()
         self.linear = nn.Linear(in_size, out_size)
+        self.norm = nn.LayerNorm(out_size) if config.layer_norm else nn.Identity()
         self.activation = ACTIVATIONS[config.hidden_act]()
         self.residual = config.residual and in_size == out_size
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        output = self.activation(self.linear(hidden_states))
+        output = self.activation(self.norm(self.linear(hidden_states)))
         return hidden_states + output if self.residual else output
 
 
@@ -221,6 +222,9 @@ class PaperVaeModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Section 5 draws all parameters from N(0, 0.01); read here as a standard deviation of 0.01."""
+        if isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         if not isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             return
         if self.config.initialization == "normal":
