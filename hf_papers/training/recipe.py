@@ -47,8 +47,8 @@ class Recipe:
             raise UserError(f"The model options of recipe '{self.name}' do not fit: {_last_line(error)}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Sections of plain values, as the YAML of a run holds them."""
-        return {
+        """Sections of plain values, as the YAML of a run holds them: what is read back compares equal."""
+        sections = {
             "paper": self.paper.key,
             "name": self.name,
             "description": self.description,
@@ -61,6 +61,7 @@ class Recipe:
             "training": dataclasses.asdict(self.training),
             "expected": self.expected,
         }
+        return _plain(sections)
 
     def save(self, path: Path) -> None:
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
@@ -68,6 +69,12 @@ class Recipe:
     @property
     def output_dir(self) -> Path:
         return Path(self.training.output_dir or f"runs/{self.paper.key}-{self.name}-seed{self.training.seed}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_recipe(paper_key: str, name: str = "embedded", overrides: dict[str, str] | None = None) -> Recipe:

@@ -17,6 +17,9 @@ from hf_papers.errors import UserError
 from hf_papers.space_kit import (
     bounded,
     caption,
+    decode_drawing,
+    drawing_pad,
+    encode_drawing,
     errors_as_sentences,
     facts,
     footer,
@@ -24,6 +27,7 @@ from hf_papers.space_kit import (
     hint,
     load_model,
     load_processor,
+    open_picture,
     picture,
     picture_grid,
     run,
@@ -85,16 +89,6 @@ def example_digit(label: int, number: int = 0) -> Image.Image:
     chosen = [image for image, found in zip(rows["image"], rows["label"], strict=True) if found == label]
     framed = ImageOps.expand(chosen[number % len(chosen)], 1)
     return ImageOps.invert(framed.resize((280, 280), Image.Resampling.BICUBIC))
-
-
-def drawn(value: Any) -> Image.Image | None:
-    """The picture in a sketchpad's value (its strokes over its background), or None when it is untouched."""
-    composite = value.get("composite") if isinstance(value, dict) else value
-    if composite is None:
-        return None
-    if composite.width * composite.height > 4096 * 4096:
-        raise UserError("The picture is too large: 4096 x 4096 pixels at most.")
-    return composite
 
 
 # ------------------------------------------------------------------------------------------------- model
@@ -187,9 +181,9 @@ def build() -> gr.Blocks:
         return [latents.tolist(), *show(position(latents.tolist(), tuple(settings))), *settings]
 
     @errors_as_sentences
-    def reconstruct(drawing: Any) -> tuple[Image.Image, Image.Image, str]:
+    def reconstruct(drawing: str) -> tuple[Image.Image, Image.Image, str]:
         """A drawn digit beside its reconstruction, eight draws from its posterior, and its evidence lower bound."""
-        image = drawn(drawing)
+        image = decode_drawing(drawing)
         if image is None:
             raise UserError(
                 "There is no digit in the picture: draw one with the brush, or upload a clear picture of one."
@@ -208,13 +202,13 @@ def build() -> gr.Blocks:
         )
 
     @errors_as_sentences
-    def interpolate(first: str, second: str, drawing: Any) -> tuple[Image.Image, Image.Image]:
+    def interpolate(first: str, second: str, drawing: str) -> tuple[Image.Image, Image.Image]:
         """The straight way between two digits: in latent space, and, for comparison, pixel by pixel."""
 
         def find(choice: str) -> torch.Tensor:
             if choice != MINE:
                 return pixels(example_digit(int(choice)))
-            image = drawn(drawing)
+            image = decode_drawing(drawing)
             if image is None:
                 raise UserError("You have not drawn a digit yet: draw it under “Your digit”, or choose another here.")
             return pixels(image)
@@ -273,15 +267,11 @@ def build() -> gr.Blocks:
                 button.click(_next_seed, seed, seed, api_visibility="private", show_progress="hidden").success(
                     sample, seed, sampled, api_visibility="private", show_progress="hidden"
                 )
-            with gr.Tab("Your digit") as digit_tab:
+            with gr.Tab("Your digit"):
                 with gr.Row():
                     with gr.Column(scale=4, min_width=280):
                         caption("Draw a digit here, or upload a picture of one")
-                        pad = gr.Sketchpad(
-                            type="pil", image_mode="RGBA", canvas_size=(280, 280), height=380, layers=False, transforms=(),
-                            sources=(), label="Drawing", show_label=False, elem_id="pad", interactive=True,
-                            brush=gr.Brush(default_size=22, colors=["#111827"], color_mode="fixed"),
-                        )  # fmt: skip
+                        pad = drawing_pad("pad")
                         with gr.Row():
                             go = gr.Button("Redraw it", variant="primary", size="lg", min_width=110)
                             example = gr.Button("Example", size="lg", min_width=100)
@@ -292,7 +282,6 @@ def build() -> gr.Blocks:
                 spread = picture("Eight draws from its description: what the numbers leave open", "posterior")
                 outputs = [pair, spread, terms]
                 quiet = {"api_visibility": "private", "show_progress": "hidden"}
-                digit_tab.select(_fresh_paper, pad, pad, **quiet)
                 go.click(reconstruct, pad, outputs, api_name="reconstruct", show_progress="hidden")
                 upload.upload(_uploaded, upload, pad, **quiet).success(reconstruct, pad, outputs, **quiet)
                 count = gr.State(2)
@@ -337,32 +326,15 @@ def _next_seed(seed: float) -> int:
     return (whole_number(seed, "The seed", 0, MAX_SEED) + 1) % (MAX_SEED + 1)
 
 
-def on_pad(image: Image.Image) -> dict[str, Any]:
-    """A picture as the value of the drawing pad."""
-    return {"background": image, "layers": [], "composite": image}
-
-
-def _fresh_paper(drawing: Any) -> Any:
-    """A white ground for a pad that nobody has used: without one it waits for its brush to be chosen first."""
-    return on_pad(Image.new("RGB", (280, 280), "white")) if drawn(drawing) is None else gr.skip()
-
-
 @errors_as_sentences
-def _uploaded(path: str) -> dict[str, Any]:
-    """The picture in an uploaded file, upright and at most 1,024 pixels wide or high."""
-    try:
-        with Image.open(path) as opened:
-            opened.draft(None, (1024, 1024))
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError("This file is not a picture that can be read: upload a PNG, JPEG or WebP.") from error
-    image.thumbnail((1024, 1024))
-    return on_pad(image)
+def _uploaded(path: str) -> str:
+    """The picture in an uploaded file, on the pad."""
+    return encode_drawing(open_picture(path))
 
 
-def _next_example(count: int) -> tuple[dict[str, Any], int]:
+def _next_example(count: int) -> tuple[str, int]:
     """Another handwritten digit on the pad."""
-    return on_pad(example_digit(count % 10, count // 10)), count + 1
+    return encode_drawing(example_digit(count % 10, count // 10)), count + 1
 
 
 if __name__ == "__main__":

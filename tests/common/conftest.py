@@ -81,7 +81,7 @@ def probe(jobs: dict[str, dict[str, str]], mode: str, folder: Path) -> Answers:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(PROBE), mode, str(folder / "jobs.json"), str(folder / "answers.json")]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return json.loads((folder / "answers.json").read_text())
 

@@ -488,7 +488,7 @@ def test_learns_to_echo(tmp_path: Path) -> None:
         tmp_path, environment="Echo-v0", environment_steps=800, gradient_steps=25, learning_rate=1e-2, discount=0.5
     )
     trainer.train()
-    assert trainer.evaluate("test")["mean_return"] == 20.0
+    assert trainer.evaluate(trainer.model, "test")["mean_return"] == 20.0
 
 
 # Environments
@@ -614,13 +614,13 @@ def test_evaluation_uses_fresh_environments_and_these_seeds(monkeypatch: pytest.
         "hf_papers.papers.dqn.training_dqn.play_episodes",
         lambda model, config, seeds, **rules: asked.append(list(seeds)) or play(model, config, seeds, **rules),
     )
-    first, again = trainer.evaluate("test"), trainer.evaluate("test")
+    first, again = (trainer.evaluate(trainer.model, "test") for _ in range(2))
     assert first == again
     assert asked == [evaluation_seeds(TEST, 2)] * 4  # the usual starts and the unseen ones, twice
     after = trainer.task.environment.state_dict()
     assert np.array_equal(before["observation"], after["observation"]) and before["generator"] == after["generator"]
     assert {"mean_return_unseen_starts", "mean_max_q"} <= set(first)
-    assert "mean_return_unseen_starts" not in trainer.evaluate("validation")
+    assert "mean_return_unseen_starts" not in trainer.evaluate(trainer.model, "validation")
 
 
 def test_scores_do_not_depend_on_neighbours_and_unseen_starts_are_unseen() -> None:
@@ -662,7 +662,7 @@ def test_scoring_with_the_wrong_network_is_refused(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path)
     trainer.model = PaperDqnModel(fit_config({"environment": "Acrobot-v1", "hidden_sizes": [4]}))
     with pytest.raises(UserError, match="The network was made for"):
-        trainer.evaluate("test")
+        trainer.evaluate(trainer.model, "test")
 
 
 # Resuming

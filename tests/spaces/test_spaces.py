@@ -47,7 +47,7 @@ def set_number(visit: Visit, name: str, value: str) -> None:
 
 def draw_seven(visit: Visit) -> None:
     """A seven, with the mouse, on the drawing pad."""
-    canvas = visit.page.locator("#pad canvas").first
+    canvas = visit.page.locator("#pad canvas")
     canvas.wait_for()
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()

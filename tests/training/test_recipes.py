@@ -47,6 +47,13 @@ def test_a_resolved_recipe_comes_back_from_its_file(tmp_path):
     assert difference(recipe, again) == []
 
 
+@pytest.mark.parametrize("paper, name", SHIPPED)
+def test_no_shipped_recipe_differs_from_itself_after_a_round_trip(tmp_path, paper, name):
+    recipe = load_recipe(paper, name)  # a tuple of the config that came back as a list once refused every resume
+    recipe.save(tmp_path / "recipe.yaml")
+    assert difference(load_run_recipe(tmp_path), recipe) == []
+
+
 def test_the_difference_names_only_what_changes_results(tmp_path):
     recipe = toy_recipe(tmp_path, width=3)
     other = toy_recipe(tmp_path / "elsewhere", width=4, seed=5, logging_steps=3)
