@@ -104,11 +104,11 @@ def list_papers(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def info(options: argparse.Namespace, rest: list[str]) -> None:
-    from hf_papers.inspection import describe
+    from hf_papers.inspection import describe, inspect_paper
     from hf_papers.registry import find_paper
 
     refuse_leftovers(rest)
-    print(describe(find_paper(options.paper), options.preset))
+    print(describe(inspect_paper(find_paper(options.paper), options.preset)))
 
 
 def train(options: argparse.Namespace, rest: list[str]) -> int | None:

@@ -307,8 +307,8 @@ PAD_TEMPLATE = f"""
 
 PAD_CSS = """
 & { position: relative; width: min(100%, 320px); }
-canvas { width: 100%; aspect-ratio: 1; display: block; background: white; border-radius: 8px; cursor: crosshair; touch-action: none;
-  border: 1px solid #cbd5e1; }
+canvas { width: 100%; aspect-ratio: 1; display: block; background: white; border: 1px solid #cbd5e1; border-radius: 8px;
+  cursor: crosshair; touch-action: none; }
 .wipe { position: absolute; top: 8px; right: 8px; padding: 4px 12px; border-radius: 6px; font-size: .85rem; color: #334155;
   background: #f1f5f9; }
 """

@@ -192,7 +192,7 @@ def build() -> gr.Blocks:
         terms = bound(model, inputs)
         values = {"ELBO in nats: higher is more like its data": f"{terms['reconstruction'] - terms['kl']:.1f}"}
         values["reconstruction term: E log p(x|z)"] = f"{terms['reconstruction']:.1f}"
-        if not model.config.deterministic:
+        if model.config.variational:
             values["KL(q(z|x) ‖ p(z)): what the code costs"] = f"{terms['kl']:.1f}"
         pair = torch.cat([inputs, model.reconstruct(inputs)])
         return (

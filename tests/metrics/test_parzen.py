@@ -41,11 +41,11 @@ def test_one_sample_is_one_gaussian() -> None:
 
 def test_many_gaussian_samples_approach_the_convolved_gaussian() -> None:
     """The window of N(0, 1) samples with a kernel of width s estimates the density N(0, 1 + s^2)."""
-    samples = torch.randn(200_000, 1, generator=dice(2))
+    samples = torch.randn(50_000, 1, generator=dice(2))
     images = torch.randn(400, 1, generator=dice(3)).clamp(-2, 2)
     sigma = 0.3
     expected = torch.distributions.Normal(0.0, math.sqrt(1 + sigma**2)).log_prob(images).squeeze(1).double()
-    assert (parzen_log_likelihood(samples, images, sigma) - expected).abs().max() < 0.02
+    assert (parzen_log_likelihood(samples, images, sigma) - expected).abs().max() < 0.04
 
 
 def test_small_distances_survive_large_offsets() -> None:
@@ -126,7 +126,7 @@ def test_the_evaluate_metric_is_the_function() -> None:
 
 def test_evaluate_is_not_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, hf_papers.metrics as m; m.parzen_log_likelihood; m.mode_coverage; m.nearest_neighbours; "
+        "import sys; sys.argv[0] = 'hf-papers'; import hf_papers.metrics as m; m.parzen_log_likelihood; m.mode_coverage; m.nearest_neighbours; "
         "sys.exit('evaluate' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

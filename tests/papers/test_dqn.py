@@ -106,6 +106,7 @@ for name, kind in {"Echo-v0": EchoEnv, "Arcade-v0": ArcadeEnv, "Moody-v0": Moody
 
 SMALL = {
     "hidden_sizes": "16",
+    "observation_scale": "none",
     "report_to": "none",
     "progress": "false",
     "environment_steps": "400",
@@ -212,7 +213,7 @@ def test_epsilon_greedy_actions() -> None:
 
 
 def test_fast_policy_is_the_model() -> None:
-    model = PaperDqnModel(PaperDqnConfig.from_preset("cartpole"))
+    model = PaperDqnModel(PaperDqnConfig.from_preset("cartpole", observation_scale=(1.0, 2.0, 5, 0.5)))
     policy = GreedyPolicy(model)
     observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     expected = model.q_values(torch.from_numpy(observations)).numpy()
@@ -233,6 +234,7 @@ def test_fast_policy_is_the_model() -> None:
         ({"observation_shape": (4, 20, 20)}, "larger images"),
         ({"conv_kernels": (8, 4)}, "one entry per convolution"),
         ({"num_actions": 0}, "at least 1"),
+        ({"observation_scale": (1.0,)}, "for vectors"),
         ({"evaluation_epsilon": 1.5}, "from 0 to 1"),
         ({"td_loss": "hubert"}, "td_loss"),
     ],
@@ -240,6 +242,24 @@ def test_fast_policy_is_the_model() -> None:
 def test_impossible_configurations_are_refused_in_words(options: dict[str, Any], words: str) -> None:
     with pytest.raises(Exception, match=re.escape(words)):
         PaperDqnConfig(**options)
+
+
+def test_vectors_are_scaled_before_the_first_layer(tmp_path: Path) -> None:
+    plain = PaperDqnModel(CARTPOLE)
+    scaled = PaperDqnModel(
+        PaperDqnConfig.from_preset("cartpole", hidden_sizes=(16,), observation_scale=(1, 2.0, 5.0, 1))
+    )
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    observations = torch.randn(7, 4)
+    torch.testing.assert_close(
+        scaled.q_values(observations), plain.q_values(observations * torch.tensor([1, 2, 5, 1]))
+    )
+    scaled.save_pretrained(tmp_path)
+    loaded = PaperDqnModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.observation_scale, torch.tensor([1.0, 2.0, 5.0, 1.0]))
+    assert loaded.config.observation_scale == scaled.config.observation_scale
+    with pytest.raises(Exception, match="4 positive numbers"):
+        PaperDqnConfig.from_preset("cartpole", observation_scale=(1.0, -1.0, 1.0, 1.0))
 
 
 def test_unknown_preset_names_the_nearest() -> None:
@@ -516,9 +536,18 @@ def test_wrong_environment_options_are_a_sentence() -> None:
         fit_config({"environment": "CartPole-v1", "environment_options": {"gravitas": 3}})
 
 
-def test_options_that_contradict_the_environment_are_refused() -> None:
-    with pytest.raises(UserError, match="num_actions is 5 in the recipe, but CartPole-v1 needs 2"):
-        fit_config({"environment": "CartPole-v1", "num_actions": 5})
+def test_options_for_another_environment() -> None:
+    """The recipe of CartPole serves any environment, images too, but a scale must be meant for it."""
+    cartpole = {"environment": "CartPole-v1", "observation_shape": [4], "num_actions": 2, "hidden_sizes": [8]}
+    cartpole |= {"conv_channels": [], "conv_kernels": [], "conv_strides": [], "frame_skip": 1, "noop_max": 0}
+    acrobot = fit_config({**cartpole, "environment": "Acrobot-v1"})
+    assert (acrobot.observation_shape, acrobot.num_actions) == ((6,), 3)
+    arcade = fit_config({**cartpole, "environment": "Arcade-v0"})
+    assert (arcade.observation_shape, arcade.num_actions, arcade.frame_skip) == ((4, 84, 84), 3, 4)
+    with pytest.raises(
+        UserError, match="does not fit Acrobot-v1: ValueError: observation_scale needs 6 positive numbers"
+    ):
+        fit_config({**cartpole, "environment": "Acrobot-v1", "observation_scale": [1.0, 1.0, 5.0, 1.0]})
 
 
 def test_atari_without_its_emulator_says_how_to_get_it() -> None:
@@ -559,7 +588,13 @@ def test_frames_are_skipped_brightened_and_shrunk() -> None:
     assert np.array_equal(waiting.reset(seed=0)[0], np.full((20, 10), start))
 
 
-ARCADE = {"environment": "Arcade-v0", "observation_shape": (4, 20, 20), "hidden_sizes": (8,), "frame_skip": 1}
+ARCADE = {
+    "environment": "Arcade-v0",
+    "observation_shape": (4, 20, 20),
+    "hidden_sizes": (8,),
+    "frame_skip": 1,
+    "noop_max": 0,
+}
 ARCADE |= {"conv_channels": (4,), "conv_kernels": (4,), "conv_strides": (4,)}
 
 

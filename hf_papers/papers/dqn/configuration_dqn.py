@@ -19,6 +19,8 @@ FOREIGN_OPTIONS = {
     "transformers_weights",
 }  # fmt: skip
 
+SEQUENCES = ("observation_shape", "conv_channels", "conv_kernels", "conv_strides", "hidden_sizes")
+
 
 @strict
 class PaperDqnConfig(PreTrainedConfig):
@@ -30,6 +32,8 @@ class PaperDqnConfig(PreTrainedConfig):
         observation_shape: `(frames, height, width)` for stacked grey images, `(size,)` for vectors. Nature: the last 4
             frames of 84 x 84 pixels (Methods, "Preprocessing").
         num_actions: how many discrete actions there are, one output each (4 to 18 in Atari).
+        observation_scale: what each number of a vector is multiplied by before the first layer, as bytes are by 1/255.
+            Not in the papers, whose observations are all images. None leaves vectors as they are.
         conv_channels, conv_kernels, conv_strides: one entry per convolution, each followed by a rectifier, without
             padding. Nature: 32 8x8/4, 64 4x4/2, 64 3x3/1. The 2013 paper: 16 8x8/4, 32 4x4/2. Empty for vectors.
         hidden_sizes: units of the fully connected layers between the convolutions (or the vector) and the outputs.
@@ -49,6 +53,7 @@ class PaperDqnConfig(PreTrainedConfig):
     model_type = "paper-dqn"
 
     observation_shape: list[int] | tuple[int, ...] = (4, 84, 84)
+    observation_scale: list[float | int] | tuple[float | int, ...] | None = None
     num_actions: int = 4
     conv_channels: list[int] | tuple[int, ...] = (32, 64, 64)
     conv_kernels: list[int] | tuple[int, ...] = (8, 4, 3)
@@ -92,7 +97,7 @@ class PaperDqnConfig(PreTrainedConfig):
         for name in sorted(set(kwargs) - FOREIGN_OPTIONS):
             options = [option for option in self.__dataclass_fields__ if not option.startswith("_")]
             raise TypeError(f"PaperDqnConfig has no option '{name}'.{_nearest(name, options)}")
-        for name in ("observation_shape", "conv_channels", "conv_kernels", "conv_strides", "hidden_sizes"):
+        for name in (*SEQUENCES, "observation_scale"):
             if isinstance(getattr(self, name), list):
                 # JSON knows lists only: so a loaded configuration equals the saved one.
                 setattr(self, name, tuple(getattr(self, name)))
@@ -116,9 +121,11 @@ class PaperDqnConfig(PreTrainedConfig):
                 "conv_channels, conv_kernels and conv_strides need one entry per convolution each, but have "
                 f"{len(self.conv_channels)}, {len(self.conv_kernels)} and {len(self.conv_strides)}."
             )
-        for name in ("observation_shape", "conv_channels", "conv_kernels", "conv_strides", "hidden_sizes"):
+        for name in SEQUENCES:
             if any(size < 1 for size in getattr(self, name)):
                 raise ValueError(f"{name} must hold positive numbers only, not {tuple(getattr(self, name))}.")
+        if self.observation_scale is not None:
+            self._validate_scale(self.observation_scale)
         if self.num_actions < 1 or self.frame_skip < 1 or self.noop_max < 0:
             raise ValueError(
                 "num_actions and frame_skip must be at least 1 and noop_max at least 0, not "
@@ -134,6 +141,15 @@ class PaperDqnConfig(PreTrainedConfig):
             raise ValueError(
                 "Vector observations take no convolutions, frame_skip or noop_max: set conv_channels, conv_kernels and "
                 "conv_strides to (), frame_skip to 1 and noop_max to 0."
+            )
+
+    def _validate_scale(self, scale: Any) -> None:
+        if self.takes_images:
+            raise ValueError("observation_scale is for vectors; images are scaled by 1/255 already.")
+        if len(scale) != self.observation_shape[0] or not all(0 < factor < float("inf") for factor in scale):
+            raise ValueError(
+                f"observation_scale needs {self.observation_shape[0]} positive numbers, one per entry of an observation, "
+                f"or none, not {list(scale)}."
             )
 
     @property

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, FrameStackObservation, TransformAction
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 
 from hf_papers.errors import UserError, nearest
@@ -24,6 +25,7 @@ from hf_papers.papers.dqn.configuration_dqn import PaperDqnConfig
 ATARI = "ALE/"
 # What a seed is for. Seeds of different purposes never meet: seed = 4 * number + purpose.
 TRAINING, VALIDATION, TEST, PROBE = range(4)
+IMAGE_SHAPE = (4, 84, 84)
 VECTOR_FIELDS = {"conv_channels": (), "conv_kernels": (), "conv_strides": (), "frame_skip": 1, "noop_max": 0}
 
 
@@ -91,7 +93,7 @@ def make_environment(config: PaperDqnConfig, *, render: bool = False) -> gym.Env
         raise UserError("This network names no environment: set --environment, e.g. --environment CartPole-v1.")
     env = _make(config.environment, config.environment_options, render)
     if is_image(env.observation_space):
-        frames, height, width = config.observation_shape if config.takes_images else (4, 84, 84)
+        frames, height, width = config.observation_shape
         env = FramePreprocessing(env, (height, width), config.frame_skip, config.noop_max)
         return FrameStackObservation(env, frames)
     space = env.observation_space
@@ -108,36 +110,28 @@ def is_image(space: gym.Space) -> bool:
 def fit_config(model: dict[str, Any]) -> PaperDqnConfig:
     """The configuration that a recipe's `model` options and the environment they name make together.
 
-    The environment decides the number of actions, and the shape of observations where they are vectors. An option that
-    contradicts it is refused.
+    The environment decides the number of actions, whether observations are images, and the size of vectors.
     """
     if not model.get("environment"):
         raise UserError("Which environment? Add --environment with a Gymnasium id, e.g. --environment CartPole-v1.")
-    name, options = model["environment"], model.get("environment_options") or {}
-    env = _make(name, options, render=False)
-    fitted: dict[str, Any] = {"num_actions": int(env.action_space.n)}
-    if is_image(env.observation_space):
-        model = {"noop_max": 30 if name.startswith(ATARI) else 0, **model}
-    else:
-        fitted["observation_shape"] = (int(spaces.flatdim(env.observation_space)),)
-        model = {**VECTOR_FIELDS, **model}
+    name = model["environment"]
+    env = _make(name, model.get("environment_options") or {}, render=False)
+    fitted = {**model, "num_actions": int(env.action_space.n)}
+    if not is_image(env.observation_space):
+        fitted |= {"observation_shape": (int(spaces.flatdim(env.observation_space)),), **VECTOR_FIELDS}
+    elif len(model.get("observation_shape", IMAGE_SHAPE)) != len(IMAGE_SHAPE):  # a recipe for vectors
+        fitted = {key: value for key, value in fitted.items() if key not in ("observation_shape", *VECTOR_FIELDS)}
     env.close()
-    for key, value in fitted.items():
-        if key in model and _plain(model[key]) != _plain(value):
-            raise UserError(f"{key} is {model[key]} in the recipe, but {name} needs {value}: leave it out.")
     try:
-        return PaperDqnConfig(**{**model, **fitted})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The network does not fit {name}: {str(error).strip().splitlines()[-1].strip()}") from error
+        return PaperDqnConfig(**fitted)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        problem = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"The network does not fit {name}: {problem}") from error
 
 
 def reward_threshold(name: str) -> float | None:
     """The mean return from which the environment's authors call it solved, where they say so."""
     return gym.spec(name).reward_threshold
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _make(name: str, options: dict[str, Any], render: bool) -> gym.Env:

@@ -93,6 +93,10 @@ class PaperDqnModel(PreTrainedModel):
         sizes = [features, *config.hidden_sizes]
         self.hidden = nn.ModuleList(PaperDqnHidden(sizes[i], sizes[i + 1]) for i in range(len(config.hidden_sizes)))
         self.values = nn.Linear(sizes[-1], config.num_actions)
+        scale = (
+            None if config.observation_scale is None else torch.tensor(config.observation_scale, dtype=torch.float32)
+        )
+        self.register_buffer("observation_scale", scale)
         self.post_init()
 
     @torch.no_grad()
@@ -126,6 +130,8 @@ class PaperDqnModel(PreTrainedModel):
         hidden_states = observations.to(self.values.weight.dtype)
         if observations.dtype == torch.uint8:
             hidden_states = hidden_states / 255.0
+        if self.observation_scale is not None:
+            hidden_states = hidden_states * self.observation_scale
         for convolution in self.convolutions:
             hidden_states = convolution(hidden_states)  # Nature: (batch, 32, 20, 20), (…, 64, 9, 9), (…, 64, 7, 7)
         hidden_states = hidden_states.flatten(1)  # (batch, 3136)

@@ -34,6 +34,8 @@ class GreedyPolicy:
         self.layers: list[tuple[np.ndarray, np.ndarray]] | None = None
         if not self.model.config.takes_images:
             linear = [*(layer.linear for layer in self.model.hidden), self.model.values]
+            scale = self.model.observation_scale
+            self.scale = None if scale is None else _array(scale)
             self.layers = [(_array(layer.weight).T, _array(layer.bias)) for layer in linear]
 
     def q_values(self, observations: np.ndarray) -> np.ndarray:
@@ -41,6 +43,8 @@ class GreedyPolicy:
         if self.layers is None:
             return self.model.q_values(torch.from_numpy(observations)).float().cpu().numpy()
         values = np.asarray(observations, np.float32)
+        if self.scale is not None:
+            values = values * self.scale
         for weight, bias in self.layers[:-1]:
             values = values @ weight
             values += bias
