@@ -1,12 +1,20 @@
 """The commands as a user types them: what they print, and how they refuse."""
 
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from hf_papers.cli import main
+from hf_papers.cli import build_parser, main, parse_overrides
+from hf_papers.training.recipe import load_recipe
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def call(capsys, *words):
@@ -144,3 +152,22 @@ def test_a_second_start_on_the_same_folder_is_refused(short_run, capsys):
     before = (short_run / "model.safetensors").read_bytes()
     code, _, err = call(capsys, "train", "vae", "--output_dir", str(short_run))
     assert code == 2 and "--resume auto" in err and (short_run / "model.safetensors").read_bytes() == before
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(short_run, tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    shutil.copytree(short_run, tmp_path / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "torch.Size([16, 1, 8, 8])" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_readme_are_understood():
+    readme = (ROOT / "README.md").read_text()
+    lines = [line.split("#")[0].strip() for line in readme.splitlines() if line.startswith("hf-papers train")]
+    assert len(lines) > 4
+    for line in lines:
+        words = shlex.split(line)[2:]
+        options, rest = build_parser().parse_known_args(["train", *words])
+        load_recipe(options.paper, options.recipe, parse_overrides(rest))

@@ -16,6 +16,7 @@ let go, and is streamed again every epoch with its shards in another order.
 from __future__ import annotations
 
 import abc
+import copy
 import itertools
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ class Stream(Iterator[Batch]):
         return {
             "settings": self._decisive_settings(),
             "fingerprint": self.fingerprint,
-            "position": self._position,
+            "position": copy.deepcopy(self._position),
             "rows_per_epoch": self.rows_per_epoch,
         }
 
@@ -150,7 +151,7 @@ class Stream(Iterator[Batch]):
                 f"was written. Give the --revision that the run began with, or start a new run."
             )
         self.close()
-        self._position = state["position"]
+        self._position = copy.deepcopy(state["position"])
         self.epoch = self._position["epoch"]
         self.rows_per_epoch = state["rows_per_epoch"]
 
@@ -286,12 +287,13 @@ class IndexedStream(Stream):
         workers = self._workers(position["epoch"], done) if not self.in_memory else None
         for epoch in itertools.count(position["epoch"]):
             order = self.plan.order(epoch)
-            for count in range(done, self.plan.batches_per_epoch):
-                numbers = self.plan.numbers(order, count)
+            position = {"epoch": epoch, "batches": done}
+            for numbers in order.split(self.settings.batch_size)[done : self.plan.batches_per_epoch]:
                 batch = next(workers) if workers is not None else self._batch(numbers)
                 if workers is not None:
                     self._keep(numbers, batch)
-                self.epoch, self._position = epoch, {"epoch": epoch, "batches": count + 1}
+                position["batches"] += 1
+                self.epoch, self._position = epoch, position
                 yield batch
             done = 0
             if self._complete():
@@ -542,16 +544,19 @@ class BlockStream(Stream):
             self._store.append(batch)
 
     def _kept_epochs(self, kept: Batch, start_epoch: int, done: int) -> Iterator[Batch]:
-        """Batches out of memory, from the batch number `done` of an epoch on."""
+        """Batches out of memory, from the batch number `done` of an epoch on. Little else is done per batch than to
+        gather it: a small model's step takes no longer than that."""
         size, count = self.settings.batch_size, batch_rows(kept)
+        per_epoch = self.settings.batches_in(count)
         for epoch in itertools.count(start_epoch):
             generator = derived_generator(self.settings.seed, epoch, self.settings.rank)
-            order = torch.randperm(count, generator=generator) if self.settings.shuffle else torch.empty(0)
-            for batch in range(done, self.settings.batches_in(count)):
-                start, stop = batch * size, min((batch + 1) * size, count)
-                self.epoch = epoch
-                self._position = {"epoch": epoch, "batches": batch + 1, "keeping": True}
-                yield select(kept, order[start:stop]) if self.settings.shuffle else cut(kept, start, stop)
+            order = torch.randperm(count, generator=generator) if self.settings.shuffle else torch.arange(count)
+            position = {"epoch": epoch, "batches": done, "keeping": True}
+            for numbers in order.split(size)[done:per_epoch]:
+                batch = select(kept, numbers)
+                position["batches"] += 1
+                self.epoch, self._position = epoch, position
+                yield batch
             done = 0
 
     def _start_producers(self, position: Position, one_epoch: bool) -> list[Iterator[tuple[Any, ...]]]:

@@ -62,7 +62,9 @@ def format_metric(summary: dict[str, Any]) -> str:
     mean, std = summary["mean"], summary["std"]
     if std is None:
         return f"{mean:.4g}" if abs(mean) < 1000 else f"{mean:,.1f}"
-    digits = 4 if std == 0 else max(0, 1 - math.floor(math.log10(std)))
+    if std == 0:
+        return f"{mean:.4g} ± 0" if abs(mean) < 1000 else f"{mean:,.1f} ± 0"
+    digits = max(0, 1 - math.floor(math.log10(std)))
     digits = min(digits, max(0, 4 - math.floor(math.log10(abs(mean) or 1))))
     return f"{mean:,.{digits}f} ± {std:,.{digits}f}"
 
@@ -183,8 +185,7 @@ def _metrics_over_seeds(folders: list[Path], results: list[dict[str, Any]]) -> d
     summary: dict[str, dict[str, dict[str, Any]]] = {}
     for split in results[0]["metrics"]:
         summary[split] = {}
-        names = {name for result in results for name in result["metrics"].get(split, {})}
-        for name in sorted(names):
+        for name in dict.fromkeys(name for result in results for name in result["metrics"].get(split, {})):
             values = []
             for folder, result in zip(folders, results, strict=True):
                 value = result["metrics"].get(split, {}).get(name)

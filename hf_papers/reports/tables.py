@@ -88,10 +88,13 @@ def fill_tables(root: Path) -> dict[Path, str]:
 
 
 def main_metrics(recipe: dict[str, Any], result: dict[str, Any] | None) -> list[str]:
-    """The test metrics worth a row: those with a band, then the others the paper published, else the first measured."""
+    """The test metrics worth a row: those with a band, then the others the paper published; of a recipe that was run,
+    those of them that were measured, else the first that was."""
     named = list(dict.fromkeys([*(recipe.get("expected") or {}), *(recipe.get("reference") or {})]))
     measured = list((result or {}).get("metrics", {}).get("test", {}))
-    return named or measured[:1]
+    if result is None:
+        return named
+    return [name for name in named if name in measured] or measured[:1]
 
 
 def _recipe_rows(name: str, recipe: dict[str, Any], result: dict[str, Any] | None) -> list[list[str]]:

@@ -22,7 +22,7 @@ from hf_papers.papers.gan.configuration_gan import PaperGanConfig
 from hf_papers.papers.gan.image_processing_gan import PaperGanImageProcessor
 from hf_papers.papers.gan.modeling_gan import PaperGanModel, discriminator_loss, generator_loss, sample_latents
 from hf_papers.papers.gan.training_gan import SNAPSHOT_IMAGES, GanTask
-from hf_papers.training.recipe import load_recipe
+from hf_papers.training.recipe import difference, load_recipe
 from tests.common.cases import Distribution, ModelCase
 
 
@@ -517,6 +517,30 @@ def test_snapshots_are_kept_and_travel_in_the_state() -> None:
     other.load_state_dict(task.state_dict())
     assert [step for step, _ in other.snapshots] == [1, 3]
     assert torch.equal(other.snapshots[1][1], task.snapshots[1][1])
+
+
+def test_the_average_of_the_generator_is_what_is_published() -> None:
+    """And training goes on with the weights that are not averaged."""
+    task = digits_task(generator_average=0.9)
+    model = task.build_model()
+    rules = task.shadows()
+    assert set(rules) == {"generator"} and not digits_task().shadows()
+    shadow = rules["generator"].copy_of(model.generator)
+    started = model.generator.output.weight.detach().clone()
+    with torch.no_grad():
+        model.generator.output.weight.add_(1.0)
+    rules["generator"].follow(shadow, model.generator, 1)
+    published = task.published(model, {"generator": shadow})
+    torch.testing.assert_close(published.generator.output.weight, started + 0.1)
+    assert torch.equal(published.discriminator.output.weight, model.discriminator.output.weight)
+    torch.testing.assert_close(model.generator.output.weight, started + 1.0)
+    assert task.published(model, {}) is model
+
+
+def test_ablations_differ_from_the_mnist_recipe_in_one_thing() -> None:
+    base, ablation = load_recipe("gan", "mnist"), load_recipe("gan", "mnist-minimax")
+    changed = difference(base, ablation)
+    assert len(changed) == 1 and changed[0].startswith("generator_loss")
 
 
 def test_collapse_and_divergence_are_noticed_and_said(caplog: pytest.LogCaptureFixture) -> None:
