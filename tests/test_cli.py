@@ -96,7 +96,14 @@ def test_a_push_without_a_token_is_refused_before_training(capsys, tmp_path, mon
 def test_train_help_lists_every_option_with_the_recipes_value(capsys):
     code, out, _ = call(capsys, "train", "vae", "--recipe", "mnist", "--help")
     assert code == 0
-    for word in ("--latent_size [20]", "--binarize", "--dataset [ylecun/mnist]", "--learning_rate", "--columns", "--resume"):
+    for word in (
+        "--latent_size [20]",
+        "--binarize",
+        "--dataset [ylecun/mnist]",
+        "--learning_rate",
+        "--columns",
+        "--resume",
+    ):
         assert word in out
 
 
@@ -104,7 +111,19 @@ def test_train_help_lists_every_option_with_the_recipes_value(capsys):
 def short_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "vae"
     with pytest.raises(SystemExit) as caught:
-        main(["train", "vae", "--max_steps", "30", "--output_dir", str(folder), "--use_cpu", "--importance_samples", "5"])
+        main(
+            [
+                "train",
+                "vae",
+                "--max_steps",
+                "30",
+                "--output_dir",
+                str(folder),
+                "--use_cpu",
+                "--importance_samples",
+                "5",
+            ]
+        )
     assert caught.value.code == 0
     return folder
 

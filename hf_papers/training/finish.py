@@ -52,7 +52,9 @@ def finish(trainer: Trainer) -> None:
         "recipe": task.recipe.name,
         "seed": arguments.seed,
         "steps": trainer.step,
-        "weights": f"best by validation {task.best_metric}, step {trainer.best['step']}" if best is not None else "last",
+        "weights": f"best by validation {task.best_metric}, step {trainer.best['step']}"
+        if best is not None
+        else "last",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "metrics": metrics,
         "expected": task.recipe.expected,
@@ -72,9 +74,7 @@ def finish(trainer: Trainer) -> None:
     results["figures"] = {caption: str(path.relative_to(run.folder)) for caption, path in figures.items()}
     run.write_results(results)
     recipe = task.recipe
-    (run.folder / "README.md").write_text(
-        render_card(recipe.paper, model.config.to_dict(), recipe.to_dict(), results)
-    )
+    (run.folder / "README.md").write_text(render_card(recipe.paper, model.config.to_dict(), recipe.to_dict(), results))
 
 
 def _install(folder: Path, write: Callable[[Path], None]) -> None:
@@ -119,5 +119,5 @@ def evaluate_run(folder: Path, overrides: dict[str, str] | None = None) -> dict[
     metrics = {}
     for split in ("validation", "test"):
         with forked_randomness(arguments.seed, 2), torch.no_grad():
-            metrics[split] = task.evaluate(model, {}, split, context)
+            metrics[split] = task.evaluate(model, split, context)
     return metrics

@@ -157,9 +157,7 @@ class Task:
         """The model as others get it, and as it is evaluated: the trained one, or a copy that holds averaged weights."""
         return model
 
-    def evaluate(
-        self, model: nn.Module, shadows: dict[str, nn.Module], split: str, context: Context
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, context: Context) -> dict[str, float]:
         """Metrics on the `"validation"` or the `"test"` split; both are names of a role, the recipe says which rows."""
         return {}
 

@@ -276,7 +276,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             was_training = model.training
             with forked_randomness(self.arguments.seed, 2), torch.no_grad():
-                metrics = self.task.evaluate(model.eval(), self.shadows, split, self.context)
+                metrics = self.task.evaluate(model.eval(), split, self.context)
             model.train(was_training)
         self.accelerator.wait_for_everyone()
         return metrics

@@ -53,11 +53,15 @@ def main() -> None:
             whole, steps = references[paper]
             moment = moments.uniform(0.05, 0.95)
             out = folder / f"{paper}-{index}"
-            killed_at = kill_at(command(paper, out, arguments.dataset), out, int(moment * steps), moments.uniform(0, 0.2))
+            killed_at = kill_at(
+                command(paper, out, arguments.dataset), out, int(moment * steps), moments.uniform(0, 0.2)
+            )
             subprocess.run(command(paper, out, arguments.dataset), check=True, stdout=subprocess.DEVNULL)
             same = digest(out) == whole
             rows.append({"paper": paper, "killed_after_step": killed_at, "of": steps, "bit_identical": same})
-            print(f"{index + 1:>3}  {paper}  killed after step {killed_at} of {steps}: {'identical' if same else 'DIFFERENT'}")
+            print(
+                f"{index + 1:>3}  {paper}  killed after step {killed_at} of {steps}: {'identical' if same else 'DIFFERENT'}"
+            )
             shutil.rmtree(out)
     identical = sum(row["bit_identical"] for row in rows)
     print(f"{identical} of {len(rows)} resumed runs ended bit-identical to the uninterrupted one.")

@@ -42,7 +42,9 @@ def bare(recipe: Recipe) -> float:
     rules = task.shadows()
     shadows = {name: rule.copy_of(networks[name]) for name, rule in rules.items()}
     optimizers = task.optimizers(networks)
-    parameters = {name: list(network.parameters()) if len(networks) > 1 else None for name, network in networks.items()}
+    parameters = {
+        name: list(network.parameters()) if len(networks) > 1 else None for name, network in networks.items()
+    }
     limit = recipe.training.max_grad_norm
     total = task.total_steps(context)
     batches = task.batches(networks, context)
@@ -94,7 +96,9 @@ def main() -> None:
                 "trainer_s": [ours for ours, _ in pairs],
                 "bare_s": [theirs for _, theirs in pairs],
             }
-            print(f"{paper}: trainer / bare = {statistics.median(ratios):.3f}  (pairs: {[round(r, 3) for r in ratios]})")
+            print(
+                f"{paper}: trainer / bare = {statistics.median(ratios):.3f}  (pairs: {[round(r, 3) for r in ratios]})"
+            )
     record |= {
         "hardware": describe_hardware(torch.device("cpu"), 1),
         "versions": installed_versions(),

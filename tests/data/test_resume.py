@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,14 @@ def folder(tmp_path: Path) -> Path:
 
 def assert_same_tail(make_stream, stop: int, count: int) -> None:
     """Take `stop` batches, carry the position over as JSON text, and compare the next `count` with the uninterrupted."""
-    whole = take(make_stream(), stop + count)
-    interrupted = make_stream()
-    assert_equal(take(interrupted, stop), whole[:stop])
-    state = json.loads(json.dumps(interrupted.state_dict()))
-    interrupted.close()
-    resumed = make_stream()
-    resumed.load_state_dict(state)
-    assert_equal(take(resumed, count), whole[stop:])
+    with closing(make_stream()) as stream:
+        whole = take(stream, stop + count)
+    with closing(make_stream()) as stream:
+        assert_equal(take(stream, stop), whole[:stop])
+        state = json.loads(json.dumps(stream.state_dict()))
+    with closing(make_stream()) as stream:
+        stream.load_state_dict(state)
+        assert_equal(take(stream, count), whole[stop:])
 
 
 def assert_equal(batches: list[dict], expected: list[dict]) -> None:

@@ -552,7 +552,7 @@ def test_collapse_and_divergence_are_noticed_and_said(caplog: pytest.LogCaptureF
         for parameter in model.generator.parameters():
             parameter.zero_()
         model.generator.output.bias.copy_(torch.where(torch.arange(64) % 2 == 0, 6.0, -6.0))
-    metrics = task.evaluate(model, {}, "validation", context)
+    metrics = task.evaluate(model, "validation", context)
     assert metrics["collapsed"] == 1.0 and metrics["diverged"] == 1.0
     assert metrics["modes_covered"] == 1 and metrics["diversity_ratio"] == 0
     assert "has collapsed" in caplog.text and "diverged" in caplog.text
@@ -565,7 +565,7 @@ def test_real_images_would_pass_every_check() -> None:
     model = task.build_model().eval()
     train = task.source.tensors("train", task.preprocess)["pixel_values"]
     model.sample = lambda number: train[:number]
-    metrics = task.evaluate(model, {}, "test", context)
+    metrics = task.evaluate(model, "test", context)
     assert metrics["collapsed"] == metrics["diverged"] == 0.0
     assert metrics["modes_covered"] == 10 and metrics["diversity_ratio"] == pytest.approx(1, abs=0.1)
 
@@ -577,10 +577,10 @@ def test_the_test_split_never_chooses_sigma() -> None:
     asked: list[str] = []
     tensors = task.source.tensors
     task.source.tensors = lambda split, *rest: asked.append(split) or tensors(split, *rest)
-    task.evaluate(model, {}, "validation", context)
+    task.evaluate(model, "validation", context)
     assert "test" not in asked
     torch.manual_seed(1)
-    result = task.evaluate(model, {}, "test", context)
+    result = task.evaluate(model, "test", context)
     torch.manual_seed(1)
     samples = model.sample(300)
     validation, test = (tensors(split, task.preprocess)["pixel_values"] for split in ("validation", "test"))

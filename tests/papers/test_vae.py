@@ -620,7 +620,7 @@ def test_evaluation_sees_the_same_binary_images_whatever_the_seed(tmp_path: Path
     assert not torch.equal(first.evaluation_images("validation")[:10], images[:10])
     model = first.build_model().eval()
     with torch.no_grad():
-        measured = [task.evaluate(model, {}, "test", CONTEXT) for task in (first, second, first)]
+        measured = [task.evaluate(model, "test", CONTEXT) for task in (first, second, first)]
     assert measured[0] == measured[1] == measured[2]
 
 
@@ -640,7 +640,7 @@ def test_training_images_are_drawn_anew_at_every_look(tmp_path: Path):
 def test_grey_images_under_a_bernoulli_decoder_get_no_likelihood(tmp_path: Path):
     task = task_of(tmp_path, binarize="none")
     with torch.no_grad():
-        metrics = task.evaluate(task.build_model().eval(), {}, "test", CONTEXT)
+        metrics = task.evaluate(task.build_model().eval(), "test", CONTEXT)
     assert "negative_elbo" in metrics and "nll" not in metrics
 
 
@@ -649,7 +649,7 @@ def test_the_gaussian_decoder_wants_grey_images(tmp_path: Path):
         task_of(tmp_path, decoder_distribution="gaussian")
     task = task_of(tmp_path, decoder_distribution="gaussian", binarize="none")
     with torch.no_grad():
-        metrics = task.evaluate(task.build_model().eval(), {}, "test", CONTEXT)
+        metrics = task.evaluate(task.build_model().eval(), "test", CONTEXT)
     assert math.isfinite(metrics["nll"])
 
 
@@ -666,7 +666,7 @@ def test_the_kl_weight_warms_up(tmp_path: Path):
 def test_a_plain_auto_encoder_is_judged_by_its_reconstruction(tmp_path: Path):
     task = task_of(tmp_path, variational="false")
     with torch.no_grad():
-        metrics = task.evaluate(task.build_model().eval(), {}, "test", CONTEXT)
+        metrics = task.evaluate(task.build_model().eval(), "test", CONTEXT)
     assert set(metrics) == {"reconstruction", "active_units"}
     assert task.best_metric == "reconstruction"
 
@@ -680,7 +680,7 @@ def test_nonsense_options_are_refused_in_words(tmp_path: Path):
 
 def test_without_a_test_split_nothing_is_reported_of_it(tmp_path: Path):
     task = task_of(tmp_path, test_split="none")
-    assert task.evaluate(task.build_model().eval(), {}, "test", CONTEXT) == {}
+    assert task.evaluate(task.build_model().eval(), "test", CONTEXT) == {}
 
 
 @pytest.mark.parametrize("latent_size", ["2", "4"])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from hf_papers.registry import papers
 
+
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
@@ -20,7 +21,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def run(command, **environment):
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "MASTER_"))}
     return subprocess.run(
-        command, cwd=ROOT, env=clean | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, text=True, timeout=300
+        command,
+        cwd=ROOT,
+        env=clean | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -32,7 +38,16 @@ def hf_papers(*words):
 SHORT = {
     "vae": ["--max_steps", "4", "--importance_samples", "0"],
     "gan": ["--max_steps", "4"],
-    "dqn": ["--environment_steps", "600", "--learning_starts", "300", "--test_episodes", "2", "--validation_episodes", "2"],
+    "dqn": [
+        "--environment_steps",
+        "600",
+        "--learning_starts",
+        "300",
+        "--test_episodes",
+        "2",
+        "--validation_episodes",
+        "2",
+    ],
 }
 
 

@@ -10,6 +10,7 @@ from hf_papers.registry import papers
 from hf_papers.training.recipe import coerce, difference, load_recipe, load_run_recipe, option_types
 from tests.training.toy import toy_recipe
 
+
 REAL = [key for key in papers() if key != "toy"]
 SHIPPED = [(key, name) for key in REAL for name in papers()[key].recipes]
 
@@ -65,7 +66,10 @@ def test_the_difference_names_only_what_changes_results(tmp_path):
     [
         (("vea",), "There is no paper 'vea'. Did you mean 'vae'?"),
         (("vae", "mnits"), "has no recipe 'mnits'. Did you mean 'mnist'?"),
-        (("vae", "embedded", {"learning_rat": "1"}), "no option --learning_rat for 'vae'. Did you mean 'learning_rate'?"),
+        (
+            ("vae", "embedded", {"learning_rat": "1"}),
+            "no option --learning_rat for 'vae'. Did you mean 'learning_rate'?",
+        ),
         (("vae", "embedded", {"latent_sise": "1"}), "Did you mean 'latent_size'?"),
         (("vae", "embedded", {"learning_rate": "fast"}), "learning_rate must be a number, not 'fast'"),
         (("vae", "embedded", {"max_steps": "1.5"}), "max_steps must be a whole number, not '1.5'"),

@@ -234,7 +234,9 @@ def test_overwriting_starts_anew(tmp_path):
 
 def test_resuming_with_another_recipe_is_refused_with_the_difference(tmp_path):
     train_toy(tmp_path)
-    with pytest.raises(UserError, match="width: 8 in the run, 9 now; learning_rate: 0.001 in the run, 0.5 now") as caught:
+    with pytest.raises(
+        UserError, match="width: 8 in the run, 9 now; learning_rate: 0.001 in the run, 0.5 now"
+    ) as caught:
         toy_trainer(tmp_path, resume="auto", learning_rate=0.5, width=9)
     assert "logging_steps" not in str(caught.value)
     toy_trainer(tmp_path, resume="auto", logging_steps=7)  # harmless
@@ -263,7 +265,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         original(state, stem)
 
     monkeypatch.setattr(trainer_module, "save_state", full)
-    with pytest.raises(UserError, match="step 40 could not be written.*No space left.*checkpoint-00000020, is untouched"):
+    with pytest.raises(
+        UserError, match="step 40 could not be written.*No space left.*checkpoint-00000020, is untouched"
+    ):
         trainer.train()
     monkeypatch.undo()
     whole = train_toy(tmp_path / "whole")
@@ -316,7 +320,9 @@ def test_tensorboard_is_written_where_asked_for(tmp_path):
 def test_bf16_trains(tmp_path):
     first, *_, last = [
         json.loads(line)["train/loss"]
-        for line in train_toy(tmp_path, mixed_precision="bf16", learning_rate=0.03).run.metrics_file.read_text().splitlines()
+        for line in train_toy(tmp_path, mixed_precision="bf16", learning_rate=0.03)
+        .run.metrics_file.read_text()
+        .splitlines()
         if "train/loss" in line
     ]
     assert last < 0.5 * first

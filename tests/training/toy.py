@@ -85,9 +85,7 @@ class ToyTask(Task):
         yield "line", (networks["line"](points) - truth + networks["rival"](truth)).square().mean(), {}
         yield "rival", -(networks["line"](points) - networks["rival"](truth)).abs().mean(), {}
 
-    def evaluate(
-        self, model: nn.Module, shadows: dict[str, nn.Module], split: str, context: Context
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, context: Context) -> dict[str, float]:
         points = torch.randn(64, 4)
         return {"loss": float((model.line(points) - points.sum(1, keepdim=True)).square().mean())}
 

@@ -1,6 +1,6 @@
 """One plain gradient step of the VAE on rows and noise fixed beforehand; run as one process or as two with half the rows.
 
-    python tests/training/vae_gradient.py OUTPUT_DIR
+python tests/training/vae_gradient.py OUTPUT_DIR
 """
 
 import sys
@@ -13,6 +13,7 @@ from hf_papers.papers.vae.training_vae import VaeTask
 from hf_papers.training.recipe import load_recipe
 from hf_papers.training.run import Run
 from hf_papers.training.trainer import Trainer
+
 
 ROWS = 32
 

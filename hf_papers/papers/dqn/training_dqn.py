@@ -317,9 +317,7 @@ class DqnTask(Task):
         if environment.returns:
             self._watched["episode_return"] = environment.recent_return
 
-    def evaluate(
-        self, model: nn.Module, shadows: dict[str, nn.Module], split: str, context: Context
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, context: Context) -> dict[str, float]:
         """Mean return of ε-greedy episodes in fresh environments, on seeds that training never used.
 
         mean_return, std_return, min_return and episode_length are over the episodes. mean_max_q is the mean of max_a Q

@@ -58,7 +58,8 @@ class GanOptions:
         None, "of the discriminator; that of the generator if not given"
     )
     generator_average: float = _option(
-        0.0, "decay of the running average of the generator's weights that is judged and published; 0: its last weights"
+        0.0,
+        "decay of the running average of the generator's weights that is judged and published; 0: its last weights",
     )
     fresh_noise: bool = _option(
         False, "draw new noise for the generator's turn, as Algorithm 1 does; the authors' code reuses the noise"
@@ -238,9 +239,7 @@ class GanTask(Task):
 
     # What is looked at
 
-    def evaluate(
-        self, model: nn.Module, shadows: dict[str, nn.Module], split: str, context: Context
-    ) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, split: str, context: Context) -> dict[str, float]:
         """Parzen log-likelihood, mode coverage, diversity and the state of the game.
 
         "validation" scores some validation images with the sigma that suits them best: enough to compare two moments of

@@ -105,9 +105,7 @@ class VaeTask(Task):
         noise = torch.rand(pixel_values.shape, generator=generator, device=pixel_values.device)
         return (noise < pixel_values).to(pixel_values.dtype)
 
-    def evaluate(
-        self, model: PaperVaeModel, shadows: dict[str, nn.Module], split: str, context: Context
-    ) -> dict[str, float]:
+    def evaluate(self, model: PaperVaeModel, split: str, context: Context) -> dict[str, float]:
         """The bound and its two terms, nats per image; on the test split the log-likelihood too, which takes longer.
 
         Returns `negative_elbo`, `reconstruction`, `kl` and `active_units`, and on the test split `nll`, the negative
