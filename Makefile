@@ -8,11 +8,12 @@ INPUTS := pyproject.toml constraints.txt
 demo: .venv/.installed
 	$(BIN)/python scripts/demo.py
 
+# One thread a process: the suite runs file by file on two processes, and two jobs must not fight over two cores.
 test: .venv/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
 style: .venv/.installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

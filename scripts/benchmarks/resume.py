@@ -44,7 +44,6 @@ def main() -> None:
         folder = Path(name)
         references = {}
         for paper in arguments.papers:
-            steps = 0.0
             out = folder / f"{paper}-whole"
             subprocess.run(command(paper, out, arguments.dataset), check=True, stdout=subprocess.DEVNULL)
             references[paper] = (digest(out), json.loads((out / "results.json").read_text())["steps"])

@@ -1,4 +1,4 @@
-"""A training whose server goes away in the middle: one sentence, the last checkpoint intact, and `--resume auto` ends equal."""
+"""A training whose server goes away in the middle: one sentence, an intact checkpoint, and a resumed run that ends equal."""
 
 import io
 
