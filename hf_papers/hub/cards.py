@@ -301,7 +301,8 @@ def _results(paper: Paper, recipe: dict[str, Any], results: dict[str, Any]) -> s
 def _reference(value: Any) -> str:
     if not isinstance(value, dict):
         return "–" if value is None else f"{value}"
-    spread = f" ± {value['std']}" if value.get("std") is not None else ""
+    error = value.get("error", value.get("std"))
+    spread = f" ± {error}" if error is not None else ""
     return f"{value.get('value', '–')}{spread}"
 
 

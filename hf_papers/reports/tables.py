@@ -110,7 +110,7 @@ def _recipe_rows(name: str, recipe: dict[str, Any], result: dict[str, Any] | Non
                 _reference(recipe, metric),
                 _band((recipe.get("expected") or {}).get(metric)),
                 _duration(result["wall_clock_s"]) if result and summary else "",
-                describe_device(result["hardware"]) if result and summary else str(recipe.get("estimate") or ""),
+                describe_device(result["hardware"]) if result and summary else "",
             ]
         )
     return rows

@@ -134,6 +134,29 @@ def test_facts_escape_what_they_show() -> None:
     assert "&lt;script&gt;" in space_kit.facts({"name": "<script>"})
 
 
+# --------------------------------------------------------------------------------------------- drawing
+
+
+def test_drawings_survive_the_way_to_the_page_and_back() -> None:
+    picture = draw("white", "black")
+    back = space_kit.decode_drawing(space_kit.encode_drawing(picture))
+    assert np.array_equal(np.asarray(back.convert("RGB")), np.asarray(picture))
+    assert space_kit.decode_drawing("") is None and space_kit.decode_drawing(None) is None
+
+
+@pytest.mark.parametrize("value", ["hello", 5, "data:image/png;base64,%%%", "data:image/png;base64,aGVsbG8="])
+def test_what_is_no_drawing_is_refused(value: object) -> None:
+    with pytest.raises(UserError, match="picture"):
+        space_kit.decode_drawing(value)
+
+
+def test_uploads_are_turned_upright_and_made_small(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    Image.new("RGB", (3000, 1500)).save(tmp_path / "photo.jpg", exif=exif)
+    assert space_kit.open_picture(tmp_path / "photo.jpg").size == (512, 1024)
+
+
 # --------------------------------------------------------------------------------------------- vae
 
 

@@ -98,9 +98,27 @@ def test_vae_describes_a_drawn_digit(visit: Callable[..., Visit]) -> None:
 def test_vae_asks_for_a_digit_when_there_is_none(visit: Callable[..., Visit]) -> None:
     page = visit("vae")
     page.open_tab("Your digit")
+    draw_seven(page)
+    page.page.get_by_role("button", name="Wipe").click()
     page.page.get_by_role("button", name="Redraw it").click()
     assert "There is no digit in the picture" in page.complaint()
     page.screenshot("vae-wrong-input")
+
+
+def test_vae_takes_an_example_and_refuses_a_file_that_is_no_picture(
+    visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    page = visit("vae")
+    page.open_tab("Your digit")
+    page.page.get_by_role("button", name="Example").click()
+    page.picture("posterior")
+    ink = "() => document.querySelector('#pad canvas').getContext('2d').getImageData(0, 0, 280, 280).data.some(v => v < 64)"
+    page.page.wait_for_function(ink)
+    page.screenshot("vae-example")
+    wrong = tmp_path / "notes.png"
+    wrong.write_text("This is text, whatever it is called.")
+    page.page.locator("input[type=file]").last.set_input_files(wrong)
+    assert "not a picture that can be read" in page.complaint()
 
 
 def test_gan_makes_other_images_from_another_seed(visit: Callable[..., Visit]) -> None:

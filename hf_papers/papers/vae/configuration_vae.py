@@ -42,7 +42,7 @@ class PaperVaeConfig(PreTrainedConfig):
         conv_channels: convolutional architecture only: channels of each stage from the image inwards. Each stage halves
             height and width, and the decoder mirrors them.
         latent_size: J, the number of entries of z.
-        hidden_act: activation of the hidden layers; "tanh" in appendix C.
+        hidden_act: activation of the hidden layers; "tanh" in appendix C. "leaky_relu" has a slope of 0.1 below zero.
         layer_norm: normalise what a fully-connected hidden layer computes before its activation (not in the paper;
             1607.06450): more entries of z stay active and training is faster.
         residual: add a hidden layer's input to its output where both have the same size (not in the paper).

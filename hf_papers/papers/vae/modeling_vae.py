@@ -15,6 +15,7 @@ Shapes: B images, C channels, H x W pixels, D = C H W, J = config.latent_size.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -31,7 +32,7 @@ from .configuration_vae import PaperVaeConfig
 ACTIVATIONS = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.1),
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
