@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,8 +81,17 @@ def make_run(folder: Path, seed: int, score: float, **changes: Any) -> Path:
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "figures").mkdir()
-    Image.effect_noise((900, 900), 80).convert("RGB").save(folder / "figures" / "samples.png")
+    (folder / "figures" / "samples.png").write_bytes(large_picture())
     return folder
+
+
+@cache
+def large_picture() -> bytes:
+    """A PNG above the size that a report keeps."""
+    buffer = io.BytesIO()
+    Image.effect_noise((900, 900), 80).convert("RGB").save(buffer, "PNG")
+    assert buffer.tell() > MAX_BYTES
+    return buffer.getvalue()
 
 
 @pytest.fixture

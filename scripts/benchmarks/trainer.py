@@ -25,9 +25,9 @@ from hf_papers.training.trainer import Trainer
 
 
 SIZES = {
-    "vae": {"max_steps": "3000", "importance_samples": "0"},
-    "gan": {"max_steps": "1000"},
-    "dqn": {"environment_steps": "6000", "learning_starts": "500"},
+    "vae": {"max_steps": "1500", "importance_samples": "0"},
+    "gan": {"max_steps": "500"},
+    "dqn": {"environment_steps": "4000", "learning_starts": "500"},
 }
 
 

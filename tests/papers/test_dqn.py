@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -788,6 +789,8 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     figures = trainer.task.figures(trainer.model, tmp_path, trainer.context)
     assert {path.name for path in figures.values()} == {"returns.png", "q_values.png", "episode.gif"}
     assert all(path.stat().st_size > 1000 for path in figures.values())
+    has_video = all(importlib.util.find_spec(name) for name in ("imageio", "imageio_ffmpeg"))
+    assert (tmp_path / "episode.mp4").exists() == has_video
     assert [steps for steps, _, _ in trainer.task.evaluations] == [250, 400]
 
 

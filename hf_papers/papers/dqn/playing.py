@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -275,3 +277,16 @@ def film_episode(
         step += 1
     env.close()
     return pictures
+
+
+def save_film(pictures: list[Image.Image], path: Path, *, milliseconds: int = 40) -> None:
+    """Write an animated GIF and, where the extra "video" is installed, the same beside it as .mp4."""
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, optimize=True)
+    if importlib.util.find_spec("imageio") is None or importlib.util.find_spec("imageio_ffmpeg") is None:
+        return
+    import imageio.v2 as imageio
+
+    # The codec halves the resolution of colour, so both sides must be even.
+    width, height = pictures[0].width // 2 * 2, pictures[0].height // 2 * 2
+    frames = [np.asarray(picture.convert("RGB"))[:height, :width] for picture in pictures]
+    imageio.mimwrite(path.with_suffix(".mp4"), frames, fps=1000 / milliseconds, macro_block_size=2)

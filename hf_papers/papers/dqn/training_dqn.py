@@ -29,7 +29,14 @@ from hf_papers.papers.dqn.environments import (
     reward_threshold,
 )
 from hf_papers.papers.dqn.modeling_dqn import PaperDqnModel
-from hf_papers.papers.dqn.playing import GreedyPolicy, TrainingEnvironment, film_episode, play_episodes, random_states
+from hf_papers.papers.dqn.playing import (
+    GreedyPolicy,
+    TrainingEnvironment,
+    film_episode,
+    play_episodes,
+    random_states,
+    save_film,
+)
 from hf_papers.papers.dqn.replay import ReplayMemory, Transitions
 from hf_papers.training.recipe import Recipe
 from hf_papers.training.shadow import Shadow
@@ -413,7 +420,7 @@ class DqnTask(Task):
         except (UserError, gym.error.Error, ImportError) as error:
             warnings.warn(f"No film, since {self.config.environment} cannot be drawn here: {error}", stacklevel=2)
             return None
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, loop=0, optimize=True)
+        save_film(pictures, path)
         return path
 
     # What a checkpoint must remember of it
