@@ -18,6 +18,9 @@ import yaml
 from hf_papers.errors import UserError
 from hf_papers.training.arguments import TrainingArguments
 
+# Kinds of picture that a report carries on.
+PICTURES = (".png", ".gif")
+
 
 def aggregate(runs: Iterable[Path | str]) -> dict[str, Any]:
     """The results of finished runs over their seeds.
@@ -128,7 +131,7 @@ def _run_figures(folder: Path) -> dict[str, Path]:
     """Caption -> picture of one run, as its results.json lists them."""
     listed = _read_run(folder).get("figures") or {}
     found = {caption: folder / name for caption, name in listed.items()}
-    return {caption: path for caption, path in found.items() if path.is_file() and path.suffix == ".png"}
+    return {caption: path for caption, path in found.items() if path.is_file() and path.suffix in PICTURES}
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -136,11 +136,12 @@ def save_picture(figure: Figure, path: Path) -> Path:
 
 
 def shrink_picture(source: Path, target: Path) -> Path:
-    """Copy a PNG, reducing its colours and then its size until it is at most 200 kB."""
+    """Copy a picture, reducing its colours and then its size until it is at most 200 kB; a film becomes its first frame."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.stat().st_size <= MAX_BYTES:
         target.write_bytes(source.read_bytes())
         return target
+    target = target.with_suffix(".png")
     with Image.open(source) as opened:
         picture = opened.convert("RGB")
     while True:

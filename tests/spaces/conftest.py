@@ -30,7 +30,7 @@ BROWSER_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_SECONDS = 180  # imports of torch, transformers and Gradio on a busy machine
+START_SECONDS = 300  # imports of torch, transformers and Gradio on a busy machine
 
 
 def offline_environment(**more: str) -> dict[str, str]:
@@ -202,7 +202,7 @@ def visit(browser: Any, serve: Callable[[str], Server]) -> Iterator[Callable[...
         server = serve(key)
         context = browser.new_context(viewport={"width": width, "height": height})
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(120_000)
         visit = Visit(context.new_page())
         visit.page.on("request", lambda request: visit.requests.append(request.url))
         visit.page.on("pageerror", lambda error: visit.problems.append(str(error)))
