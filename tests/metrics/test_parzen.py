@@ -126,7 +126,8 @@ def test_the_evaluate_metric_is_the_function() -> None:
 
 def test_evaluate_is_not_imported_before_it_is_needed() -> None:
     code = (
-        "import sys; sys.argv[0] = 'hf-papers'; import hf_papers.metrics as m; m.parzen_log_likelihood; m.mode_coverage; m.nearest_neighbours; "
+        "import sys; sys.argv[0] = 'hf-papers'; import hf_papers.metrics as m; "
+        "m.parzen_log_likelihood; m.mode_coverage; m.nearest_neighbours; "
         "sys.exit('evaluate' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

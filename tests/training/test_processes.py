@@ -37,7 +37,7 @@ def hf_papers(*words):
 # The paper's own tiny runs: a few steps of each kind of training.
 SHORT = {
     "vae": ["--max_steps", "4", "--importance_samples", "0"],
-    "gan": ["--max_steps", "4"],
+    "gan": ["--max_steps", "4", "--parzen_samples", "200", "--classifier_images", "200", "--validation_images", "50"],
     "dqn": [
         "--environment_steps",
         "600",
