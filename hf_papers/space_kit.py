@@ -75,6 +75,7 @@ CSS = """
 .foot a { color: var(--link-text-color); }
 .pixels, .pixels * { background: transparent !important; border: 0 !important; box-shadow: none !important; }
 .pixels img { width: 100% !important; max-width: 100%; height: auto !important; border-radius: 6px; }
+.pixels .empty { min-height: 56px !important; }
 .grid img { max-width: min(100%, 720px) !important; margin: 0 !important; }
 .single img { max-width: min(68vw, 340px) !important; margin: 0 !important; }
 .caption { margin: 0 0 -8px; font-weight: 600; font-size: .92rem; }

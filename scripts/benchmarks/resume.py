@@ -22,11 +22,11 @@ from pathlib import Path
 from hf_papers.training.run import current_commit, installed_versions
 
 
-COMMON = ["--use_cpu", "--report_to", "none", "--logging_steps", "50", "--progress", "false"]
+COMMON = ["--use_cpu", "--report_to", "none", "--logging_steps", "10", "--progress", "false"]
 RUNS = {
     "vae": ["--recipe", "embedded", "--max_steps", "1200", "--save_steps", "60", "--eval_steps", "300"],
-    "gan": ["--recipe", "embedded", "--max_steps", "600", "--save_steps", "40", "--eval_steps", "300"],
-    "dqn": ["--recipe", "embedded", "--environment_steps", "6000", "--save_steps", "100", "--eval_steps", "1000"],
+    "gan": ["--recipe", "embedded", "--max_steps", "300", "--save_steps", "20", "--parzen_samples", "200"],
+    "dqn": ["--recipe", "embedded", "--environment_steps", "4000", "--save_steps", "100", "--eval_steps", "1000"],
 }
 
 
@@ -62,21 +62,25 @@ def main() -> None:
                 f"{index + 1:>3}  {paper}  killed after step {killed_at} of {steps}: {'identical' if same else 'DIFFERENT'}"
             )
             shutil.rmtree(out)
+            if arguments.output:  # after every kill, so that an interrupted benchmark keeps what it measured
+                write(arguments.output, rows, arguments.dataset)
     identical = sum(row["bit_identical"] for row in rows)
     print(f"{identical} of {len(rows)} resumed runs ended bit-identical to the uninterrupted one.")
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "benchmark": "resume after SIGKILL",
-            "identical": identical,
-            "kills": len(rows),
-            "vae_data": arguments.dataset or "embedded:digits",
-            "rows": rows,
-            "versions": installed_versions(),
-            "commit": current_commit(),
-        }
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n")
     sys.exit(identical != len(rows))
+
+
+def write(path: Path, rows: list[dict], dataset: str | None) -> None:
+    record = {
+        "benchmark": "resume after SIGKILL",
+        "identical": sum(row["bit_identical"] for row in rows),
+        "kills": len(rows),
+        "vae_data": dataset or "embedded:digits",
+        "rows": rows,
+        "versions": installed_versions(),
+        "commit": current_commit(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def command(paper: str, out: Path, dataset: str | None) -> list[str]:
@@ -85,7 +89,7 @@ def command(paper: str, out: Path, dataset: str | None) -> list[str]:
         # Small blocks and no memory: the position in the stream and in the shuffled block is what must come back.
         words[words.index("embedded")] = "mnist"
         words += ["--dataset", dataset, "--shuffle_buffer_size", "2000", "--memory_budget_gb", "0"]
-        words += ["--importance_samples", "0", "--max_steps", "400"]
+        words += ["--importance_samples", "0", "--max_steps", "300"]
     return [*words, "--resume", "auto"]
 
 

@@ -49,7 +49,8 @@ def to_digit(drawing: Image.Image, size: int) -> Image.Image:
     """A drawing or photograph of a digit as the data sets hold them: white ink on black, centred, (size, size), mode L.
 
     As MNIST was made: the ink is scaled into 20/28 of the frame with its proportions kept, and its centre of mass moved to
-    the middle. Dark ink on a light ground is turned round. Raises `UserError` when there is no ink, or nothing else.
+    the middle. (The 8 x 8 digits of scikit-learn have no margin: theirs fills the frame.) Dark ink on a light ground is
+    turned round. Raises `UserError` when there is no ink, or nothing else.
     """
     canvas = Image.new("RGBA", drawing.size, "white")
     grey = Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("L")
@@ -65,7 +66,7 @@ def to_digit(drawing: Image.Image, size: int) -> Image.Image:
     ink = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     if ink.mean() > 0.9 and ink.size > 0.5 * pixels.size:
         raise UserError("The picture is nearly all ink: leave some ground around the digit.")
-    scale = round(size * 20 / 28) / max(ink.shape)
+    scale = (size if size <= 8 else round(size * 20 / 28)) / max(ink.shape)
     shape = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
     small = np.asarray(
         Image.fromarray((ink * 255).astype(np.uint8)).resize(shape, Image.Resampling.LANCZOS), np.float32
@@ -273,7 +274,7 @@ def build() -> gr.Blocks:
                         caption("Draw a digit here, or upload a picture of one")
                         pad = drawing_pad("pad")
                         with gr.Row():
-                            go = gr.Button("Redraw it", variant="primary", size="lg", min_width=110)
+                            go = gr.Button("Redraw", variant="primary", size="lg", min_width=110)
                             example = gr.Button("Example", size="lg", min_width=100)
                             upload = gr.UploadButton("Upload", file_types=["image"], size="lg", min_width=100)
                     with gr.Column(scale=5, min_width=280):

@@ -80,7 +80,7 @@ def test_vae_describes_a_drawn_digit(visit: Callable[..., Visit]) -> None:
     page = visit("vae")
     page.open_tab("Your digit")
     draw_seven(page)
-    page.page.get_by_role("button", name="Redraw it").click()
+    page.page.get_by_role("button", name="Redraw").click()
     page.picture("posterior")
     terms = page.page.locator("#terms .value")
     elbo, reconstruction, kl = (float(term) for term in terms.all_inner_texts())
@@ -100,7 +100,7 @@ def test_vae_asks_for_a_digit_when_there_is_none(visit: Callable[..., Visit]) ->
     page.open_tab("Your digit")
     draw_seven(page)
     page.page.get_by_role("button", name="Wipe").click()
-    page.page.get_by_role("button", name="Redraw it").click()
+    page.page.get_by_role("button", name="Redraw").click()
     assert "There is no digit in the picture" in page.complaint()
     page.screenshot("vae-wrong-input")
 
