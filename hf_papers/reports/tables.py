@@ -130,7 +130,7 @@ def _paper_row(paper: Paper, results: dict[str, tuple[str, dict[str, Any]]], roo
         f"{parameters:,}" if parameters else "",
         metric.replace("_", " "),
         _reference(recipe, metric),
-        f"**{format_metric(summary)}** ({len(result['seeds'])} seeds)" if result and summary else NOT_RUN,
+        f"**{format_metric(summary)}** ({_count(result['seeds'])})" if result and summary else NOT_RUN,
         f"[{card}](model_cards/{card})" if card else "",
         f"[app](spaces/{paper.key})" if (root / "spaces" / paper.key / "app.py").is_file() else "",
         f"`hf-papers train {paper.key} --recipe {recipe_name}`" if recipe_name else "",
@@ -173,3 +173,7 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _count(seeds: list[int]) -> str:
+    return "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
