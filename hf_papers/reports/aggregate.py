@@ -18,6 +18,7 @@ import yaml
 from hf_papers.errors import UserError
 from hf_papers.training.arguments import TrainingArguments
 
+
 # Kinds of picture that a report carries on.
 PICTURES = (".png", ".gif")
 
