@@ -149,27 +149,27 @@ def test_gan_refuses_a_negative_seed_in_words(visit: Callable[..., Visit]) -> No
 
 def test_dqn_plays_another_episode_after_a_shove(visit: Callable[..., Visit]) -> None:
     page = visit("dqn")
-    episode = page.page.locator("#episode svg")
+    episode = page.page.locator("#episode svg.episode")
     episode.wait_for()
     upright = episode.get_attribute("aria-label")
     set_slider(page, "angle", 10)
     page.page.get_by_role("button", name="Run an episode").click()
     page.page.wait_for_function(
-        "before => document.querySelector('#episode svg').getAttribute('aria-label') !== before", arg=upright
+        "before => document.querySelector('#episode svg.episode').getAttribute('aria-label') !== before", arg=upright
     )
     assert "10" in page.page.locator("#angle input[type=number]").input_value()
     page.screenshot("dqn-episode")
     page.open_tab("Where it holds")
     page.page.get_by_role("button", name="Play 441 episodes").click()
-    page.page.locator("#map svg").wait_for()
-    assert page.page.locator("#map svg title").count() == 441
+    page.page.locator("#map svg.map").wait_for()
+    assert page.page.locator("#map svg.map title").count() == 441
     page.screenshot("dqn-where-it-holds")
     assert page.foreign_requests() == [] and page.problems == []
 
 
 def test_dqn_refuses_half_a_seed_in_words(visit: Callable[..., Visit]) -> None:
     page = visit("dqn")
-    page.page.locator("#episode svg").wait_for()
+    page.page.locator("#episode svg.episode").wait_for()
     set_number(page, "seed", "2.5")
     assert "The seed must be a whole number from 0" in page.complaint()
     page.screenshot("dqn-wrong-input")
