@@ -28,6 +28,7 @@ class Paper:
     models: dict[str, str]  # name of an Auto class -> our class, e.g. {"AutoModel": "modeling_vae:PaperVaeModel"}
     task: str
     image_processor: str | None = None
+    tokenizer_trainer: str | None = None  # a function of (texts, vocab_size, lowercase=, min_frequency=) -> tokenizer
     parameters: dict[str, int] = field(default_factory=dict)  # preset of the config -> exact number of parameters
     pipeline_tag: str | None = None
     tags: tuple[str, ...] = ()
