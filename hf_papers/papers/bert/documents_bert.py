@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_papers.data import Source
+from hf_papers.data.texts import text_of
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.sentences_bert import split_sentences
 
@@ -56,19 +57,6 @@ class SentenceTokenizer:
             flat = np.fromiter((token for tokens in ids for token in tokens), self._dtype)
             made.append(Document(flat, np.array([len(tokens) for tokens in ids], np.int32)))
         return made
-
-
-def text_of(row: dict[str, Any], where: str) -> str:
-    """The text of a row. Raises `UserError` where its column holds something else."""
-    text = row["text"]
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise UserError(
-            f"The column 'text' of {where} should hold text, but holds a {type(text).__name__}: name the column of texts "
-            "with --columns text=THEIRS."
-        )
-    return text
 
 
 def clean_wikitext(line: str) -> str:
@@ -219,12 +207,19 @@ class DocumentReader:
             first = 0
 
 
+def document_rows(
+    source: Source, split: str, kind: DocumentKind = "row", rows_per_document: int = 100
+) -> Iterator[list[str]]:
+    """The rows of every document of a split once, in order, as they are read."""
+    where = f"split '{split}' of '{source.name}'"
+    return assemble((text_of(row, where) for row in source.rows(split)), kind, rows_per_document)
+
+
 def raw_documents(
     source: Source, split: str, kind: DocumentKind = "row", rows_per_document: int = 100
 ) -> Iterator[list[str]]:
     """The sentences of every document of a split once, in order, without empty documents."""
-    where = f"split '{split}' of '{source.name}'"
-    for rows in assemble((text_of(row, where) for row in source.rows(split)), kind, rows_per_document):
+    for rows in document_rows(source, split, kind, rows_per_document):
         if sentences := [sentence for sentence in sentences_of(rows, kind) if sentence]:
             yield sentences
 
@@ -240,4 +235,4 @@ def documents_once(
             yield document
 
 
-__all__ = ["Document", "DocumentKind", "DocumentReader", "documents_once", "raw_documents", "text_of"]
+__all__ = ["Document", "DocumentKind", "DocumentReader", "document_rows", "documents_once", "raw_documents"]

@@ -45,14 +45,16 @@ def _unwrap(lines: list[str], width: int) -> list[str]:
     if width > WRAPPED_WIDTH:
         return lines
     whole: list[str] = []
-    broken = False
+    room = (
+        width + 1
+    )  # characters that the line before had left; a word that fits there was not put below by the margin
     for line in lines:
         words = line.split(None, 1)
-        if broken and words and len(previous.rstrip()) + 1 + len(words[0]) > width:
+        if whole and words and len(words[0]) >= room:
             whole[-1] += " " + line
         else:
             whole.append(line)
-        previous, broken = line, bool(words)
+        room = width - len(line.rstrip()) if words else width + 1
     return whole
 
 

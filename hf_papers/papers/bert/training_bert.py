@@ -20,6 +20,7 @@ from hf_papers.papers.bert.documents_bert import (
     Document,
     DocumentKind,
     DocumentReader,
+    document_rows,
     documents_once,
     raw_documents,
 )
@@ -322,16 +323,16 @@ class BertPretrainingTask(Task):
 
 
 class _Texts:
-    """The texts that a vocabulary is trained on; can be gone through again and again."""
+    """The documents that a vocabulary is trained on; can be gone through again and again."""
 
     def __init__(self, task: BertPretrainingTask) -> None:
         self.task = task
 
     def __iter__(self) -> Iterator[str]:
-        task, options = self.task, self.task.options
-        documents = raw_documents(task.source, task.data.train_split, options.document_kind, options.rows_per_document)
-        for sentences in itertools.islice(documents, options.tokenizer_documents):
-            yield "\n".join(sentences)
+        options, data = self.task.options, self.task.data
+        rows = document_rows(self.task.source, data.train_split, options.document_kind, options.rows_per_document)
+        for document in itertools.islice(rows, options.tokenizer_documents):
+            yield "\n".join(document)
 
 
 def fingerprint(tokenizer: Any) -> str:
