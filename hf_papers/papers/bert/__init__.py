@@ -9,7 +9,7 @@ PAPER = Paper(
     authors="Jacob Devlin, Ming-Wei Chang, Kenton Lee, Kristina Toutanova",
     year=2018,
     arxiv="1810.04805",
-    summary="An encoder reads a text from both sides, learns language by guessing masked words, and is fine-tuned for tasks.",
+    summary="An encoder reads a text from both sides, learns by guessing masked words, and is then fine-tuned for tasks.",
     config="configuration_bert:PaperBertConfig",
     models={
         "AutoModelForPreTraining": "modeling_bert:PaperBertForPreTraining",
