@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,6 +71,19 @@ class Task:
         self.source = open_source(recipe.data) if recipe.data.dataset else None
         self._stream: Any = None
         self._stream_state: dict[str, Any] | None = None
+
+    @classmethod
+    def model_options(cls, options: Any, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+        """The fields of the model's config, called while a recipe is resolved: what the recipe and the command line give.
+
+        A task that starts from a checkpoint adds what that one decides, so that the recipe of a run says what was
+        trained. `given` are the fields that are set, `known` the names of all; a run's own recipe gives all of them.
+        """
+        return given
+
+    def describe(self) -> dict[str, Any]:
+        """What results.json says of this training beside its numbers, in plain values."""
+        return {}
 
     # What is trained
 
