@@ -34,7 +34,9 @@ def glue_metrics(task: str, predictions: Sequence[Any], references: Sequence[Any
     `predictions` and `references` are class numbers (n,), or numbers from 0 to 5 for stsb.
     """
     if task not in GLUE_METRICS:
-        raise UserError(f"GLUE has no task '{task}'.{nearest(task, GLUE_METRICS)} Its tasks: {', '.join(GLUE_METRICS)}.")
+        raise UserError(
+            f"GLUE has no task '{task}'.{nearest(task, GLUE_METRICS)} Its tasks: {', '.join(GLUE_METRICS)}."
+        )
     return measure(GLUE_METRICS[task], predictions, references)
 
 

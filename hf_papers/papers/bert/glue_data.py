@@ -66,7 +66,9 @@ def find_labels(source: Source, split: str) -> tuple[str, ...]:
         return ()
     found = {row[LABEL] for row in source.rows(split)}
     if None in found:
-        raise UserError(f"Column '{LABEL}' of split '{split}' of '{source.name}' is empty in some rows: label or drop them.")
+        raise UserError(
+            f"Column '{LABEL}' of split '{split}' of '{source.name}' is empty in some rows: label or drop them."
+        )
     if len(found) < 2:
         raise UserError(
             f"Column '{LABEL}' of split '{split}' of '{source.name}' holds only {', '.join(map(repr, found))}: there is nothing "
@@ -201,4 +203,6 @@ def few_rows(source: Source, split: str, count: int, generator: np.random.Genera
     rows = list(source.rows(split))
     numbers = balanced_rows([row[LABEL] for row in rows], count, generator, balance)
     table = MemoryTable({name: [rows[number][name] for number in numbers] for name in rows[0]}, range(count))
-    return IndexedRows(table, ColumnMap({}, f"{count} rows of split '{split}' of '{source.name}'"), f"{source.name}:{numbers}")
+    return IndexedRows(
+        table, ColumnMap({}, f"{count} rows of split '{split}' of '{source.name}'"), f"{source.name}:{numbers}"
+    )

@@ -15,7 +15,14 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_papers.errors import UserError
-from hf_papers.hub.checkpoints import check_finite, check_weight_file, locate, quiet_transformers, read_config, weight_files
+from hf_papers.hub.checkpoints import (
+    check_finite,
+    check_weight_file,
+    locate,
+    quiet_transformers,
+    read_config,
+    weight_files,
+)
 from hf_papers.hub.problems import hub_problems
 from hf_papers.papers.bert.configuration_bert import PaperBertConfig
 from hf_papers.papers.bert.conversion_bert import config_from_reference
@@ -52,7 +59,10 @@ class Start:
     @property
     def class_names(self) -> list[str]:
         """What its classes are called, where somebody has named them."""
-        names = [str(name) for _, name in sorted((self.content.get("id2label") or {}).items(), key=lambda item: int(item[0]))]
+        names = [
+            str(name)
+            for _, name in sorted((self.content.get("id2label") or {}).items(), key=lambda item: int(item[0]))
+        ]
         named = self.is_classifier and not all(re.fullmatch(r"LABEL_\d+", name) for name in names)
         return names if named else []
 
@@ -156,7 +166,9 @@ def load_tokenizer(name: str, config: PaperBertConfig) -> Any:
             "belong together. Name the right one by --tokenizer_name, or set --vocab_size where the model starts from scratch."
         )
     if tokenizer.pad_token_id is None:
-        raise UserError(f"The tokenizer of {name} has no padding token, so texts of different length cannot be batched.")
+        raise UserError(
+            f"The tokenizer of {name} has no padding token, so texts of different length cannot be batched."
+        )
     return tokenizer
 
 

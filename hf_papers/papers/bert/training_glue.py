@@ -49,7 +49,9 @@ def _option(default: Any, help: str) -> Any:
 class GlueOptions:
     """The task's own options, where they have one under the names of transformers' run_glue_no_trainer.py."""
 
-    task_name: str | None = _option(None, "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli; none: data of your own")
+    task_name: str | None = _option(
+        None, "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli; none: data of your own"
+    )
     model_name_or_path: str | None = _option(
         None, "where to start: a run of ours or a BERT checkpoint, folder or Hub id; none: random weights"
     )
@@ -226,7 +228,9 @@ class GlueTask(Task):
         place = {"seed": context.seed, "rank": context.rank, "world_size": context.world_size}
         if self.options.train_examples is None:
             return self.source.stream(self.data.train_split, self.preprocess, size, **place)
-        generator = np.random.default_rng([context.seed, self.options.train_examples])  # the same rows on every process
+        generator = np.random.default_rng(
+            [context.seed, self.options.train_examples]
+        )  # the same rows on every process
         rows = few_rows(
             self.source, self.data.train_split, self.options.train_examples, generator, balance=bool(self.labels)
         )
@@ -283,7 +287,9 @@ class GlueTask(Task):
         outputs = []
         for numbers in order.split(self.options.per_device_eval_batch_size):
             batch = padding(select(texts, numbers))
-            outputs.append(model(**{key: value.to(context.device) for key, value in batch.items()}).logits.float().cpu())
+            outputs.append(
+                model(**{key: value.to(context.device) for key, value in batch.items()}).logits.float().cpu()
+            )
         result = torch.empty_like(torch.cat(outputs))
         result[order] = torch.cat(outputs)
         return result
