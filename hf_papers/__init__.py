@@ -22,7 +22,7 @@ def _public_names() -> dict[str, tuple[Paper, str]]:
     """Class name -> where it lives, for `from hf_papers import PaperVaeModel`."""
     names = {}
     for paper in registry.papers().values():
-        references = [paper.config, paper.task, *paper.models.values()]
+        references = [paper.config, paper.task, *paper.tasks.values(), *paper.models.values()]
         references += [paper.image_processor] if paper.image_processor else []
         for reference in references:
             names[reference.split(":")[1]] = (paper, reference)

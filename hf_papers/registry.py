@@ -27,6 +27,9 @@ class Paper:
     config: str
     models: dict[str, str]  # name of an Auto class -> our class, e.g. {"AutoModel": "modeling_vae:PaperVaeModel"}
     task: str
+    tasks: dict[str, str] = field(
+        default_factory=dict
+    )  # further trainings, by the name that a recipe's task_type gives
     image_processor: str | None = None
     tokenizer_trainer: str | None = None  # a function of (texts, vocab_size, lowercase=, min_frequency=) -> tokenizer
     parameters: dict[str, int] = field(default_factory=dict)  # preset of the config -> exact number of parameters
@@ -72,7 +75,19 @@ class Paper:
 
     @property
     def task_class(self) -> type:
+        """What a recipe without `task_type` trains by."""
         return self.resolve(self.task)
+
+    def find_task(self, name: str | None) -> type:
+        """The task that a recipe's `task_type` names; the paper's own where it names none."""
+        if name is None:
+            return self.task_class
+        if name not in self.tasks:
+            known = ", ".join(self.tasks) or "none"
+            raise UserError(
+                f"The paper '{self.key}' has no task '{name}'.{nearest(name, self.tasks)} Besides its own it has: {known}."
+            )
+        return self.resolve(self.tasks[name])
 
 
 @cache

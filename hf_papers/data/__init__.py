@@ -18,7 +18,10 @@ _HOMES = {
     "DataArguments": "arguments",
     "EmbeddedDataset": "embedded",
     "EmbeddedSource": "sources",
+    "BucketedStream": "buckets",
+    "FilesSource": "sources",
     "FolderSource": "sources",
+    "Padding": "buckets",
     "HubSource": "sources",
     "Source": "sources",
     "Stream": "stream",
@@ -29,11 +32,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "BucketedStream",
     "DataArguments",
     "EmbeddedDataset",
     "EmbeddedSource",
+    "FilesSource",
     "FolderSource",
     "HubSource",
+    "Padding",
     "Source",
     "Stream",
     "check_batch",

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -371,6 +371,34 @@ class FolderSource(_DatasetsSource):
         from datasets import load_dataset_builder
 
         return load_dataset_builder(self._path, self.arguments.dataset_config)
+
+
+class FilesSource(_DatasetsSource):
+    """Single files of the user's own, one a split: CSV, TSV, JSON lines or parquet. They are read once, then mapped."""
+
+    KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+    def __init__(self, arguments: DataArguments, files: dict[str, str]) -> None:
+        self.files = {split: Path(name).expanduser() for split, name in files.items()}
+        for split, file in self.files.items():
+            if not file.is_file():
+                raise UserError(f"There is no file {file} to read the split '{split}' from.")
+            if file.suffix not in self.KINDS:
+                raise UserError(f"{file} is none of the files that can be read: {', '.join(self.KINDS)}.")
+        if len({file.suffix for file in self.files.values()}) > 1:
+            raise UserError(f"The files {', '.join(map(str, self.files.values()))} should all be of one kind.")
+        super().__init__(replace(arguments, dataset=", ".join(map(str, self.files.values())), streaming=False))
+
+    def _make_builder(self) -> DatasetBuilder:
+        from datasets import load_dataset_builder
+
+        suffix = next(iter(self.files.values())).suffix
+        options = {}
+        if self.KINDS[suffix] == "csv":
+            # What is written is what is meant: the word "null" in a sentence is a word.
+            options = {"keep_default_na": False, "sep": "\t" if suffix == ".tsv" else ","}
+        files = {split: str(file.resolve()) for split, file in self.files.items()}
+        return load_dataset_builder(self.KINDS[suffix], data_files=files, **options)
 
 
 class HubSource(_DatasetsSource):

@@ -56,6 +56,7 @@ class TrainingArguments:
     )
     lr_final_factor: float = option(0.0, "linear, cosine, exponential: learning rate at the last step / peak")
     warmup_steps: int = option(0, "steps of linear warm-up from zero")
+    warmup_ratio: float = option(0.0, "share of all steps that are warm-up, where --warmup_steps is 0")
 
     logging_steps: int = option(50, "steps between two lines of metrics", affects_result=False)
     eval_steps: int | None = option(None, "steps between two evaluations on the validation split; none: at the end")
@@ -80,7 +81,7 @@ class TrainingArguments:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise UserError(f"{name} must be a finite number of at least 0, not {value}.")
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         if self.push_to_hub and not self.hub_model_id:

@@ -28,7 +28,7 @@ def run_recipe(recipe: Recipe) -> Path:
     if arguments.push_to_hub:
         check_can_push(arguments.hub_model_id)
     run = Run(recipe.output_dir, arguments.save_total_limit)
-    trainer = Trainer(recipe.paper.task_class(recipe), run)
+    trainer = Trainer(recipe.task_class(recipe), run)
     trainer.prepare()
     trainer.train()
     finish(trainer)
@@ -56,6 +56,7 @@ def finish(trainer: Trainer) -> None:
         if best is not None
         else "last",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **({"task": described} if (described := task.describe()) else {}),
         "metrics": metrics,
         "expected": task.recipe.expected,
         "in_expected_band": in_expected_band(metrics["test"], task.recipe.expected),
@@ -105,8 +106,8 @@ def load_run(folder: Path, overrides: dict[str, str] | None = None) -> tuple[Tas
         raise UserError(
             f"The run in {folder} is not finished: it has no model.safetensors. Resume it by --resume auto."
         )
-    task = recipe.paper.task_class(recipe)
-    return task, load_strict(recipe.paper.model_class, folder)
+    task = recipe.task_class(recipe)
+    return task, load_strict(recipe.paper, folder)
 
 
 def evaluate_run(folder: Path, overrides: dict[str, str] | None = None) -> dict[str, dict[str, float]]:

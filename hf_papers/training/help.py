@@ -11,6 +11,7 @@ from hf_papers.training.recipe import Recipe, load_recipe, option_types
 def describe_options(paper_key: str, recipe_name: str) -> str:
     recipe = load_recipe(paper_key, recipe_name)
     paper = recipe.paper
+    types_of = option_types(paper, recipe.task_class)
     lines = [
         f"usage: hf-papers train {paper.key} [--recipe {{{','.join(paper.recipes)}}}] [--OPTION VALUE …]",
         "",
@@ -23,8 +24,8 @@ def describe_options(paper_key: str, recipe_name: str) -> str:
         "training": "training",
     }
     for section, title in titles.items():
-        lines += ["", f"{title}:"] if option_types(paper)[section] else []
-        lines += [_line(recipe, section, name) for name in option_types(paper)[section]]
+        lines += ["", f"{title}:"] if types_of[section] else []
+        lines += [_line(recipe, section, name) for name in types_of[section]]
     return "\n".join(lines)
 
 

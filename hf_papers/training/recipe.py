@@ -18,12 +18,15 @@ from hf_papers.registry import Paper, find_paper
 from hf_papers.training.arguments import TrainingArguments
 
 
-SECTIONS = ("description", "estimate", "reference", "model", "task", "data", "training", "expected")
+SECTIONS = ("task_type", "description", "estimate", "reference", "model", "task", "data", "training", "expected")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A resolved recipe. `model` are fields of the paper's config, `task` an instance of the task's `Options`."""
+    """A resolved recipe. `model` are fields of the paper's config, `task` an instance of the task's `Options`.
+
+    `task_type` names one of the paper's further tasks; none means its own.
+    """
 
     paper: Paper
     name: str
@@ -31,10 +34,16 @@ class Recipe:
     task: Any
     data: DataArguments
     training: TrainingArguments
+    task_type: str | None = None
     description: str = ""
     estimate: str = ""
     reference: dict[str, Any] = field(default_factory=dict)  # the paper's own numbers: metric -> {value, source}
     expected: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> {min, max} a run must land in
+
+    @property
+    def task_class(self) -> type:
+        """What is trained: a subclass of `Task`."""
+        return self.paper.find_task(self.task_type)
 
     @cached_property
     def config(self) -> Any:
@@ -51,6 +60,7 @@ class Recipe:
         sections = {
             "paper": self.paper.key,
             "name": self.name,
+            **({"task_type": self.task_type} if self.task_type else {}),
             "description": self.description,
             "estimate": self.estimate,
             "reference": self.reference,
@@ -109,7 +119,8 @@ def recipe_from_dict(
     for section in content:
         if section not in SECTIONS:
             raise UserError(f"{where}: there is no section '{section}'.{nearest(section, SECTIONS)}")
-    types_of = option_types(paper)
+    task_class = paper.find_task(content.get("task_type"))
+    types_of = option_types(paper, task_class)
     values: dict[str, dict[str, Any]] = {section: {} for section in types_of}
     for section, known in types_of.items():
         for key, value in (content.get(section) or {}).items():
@@ -122,25 +133,27 @@ def recipe_from_dict(
             everything = [option for known in types_of.values() for option in known]
             raise UserError(f"There is no option --{key} for '{paper.key}'.{nearest(key, everything)}")
         values[section][key] = coerce(text, types_of[section][key], key)
+    task = _build(task_class.Options, values["task"], where)
     recipe = Recipe(
         paper=paper,
         name=name,
-        model=values["model"],
-        task=_build(paper.task_class.Options, values["task"], where),
+        model=task_class.model_options(task, values["model"], types_of["model"]),
+        task=task,
         data=_build(DataArguments, values["data"], where),
         training=_build(TrainingArguments, values["training"], where),
+        task_type=content.get("task_type"),
         **{key: content[key] for key in ("description", "estimate", "reference", "expected") if content.get(key)},
     )
     recipe.config  # refuse impossible model options now, before any work starts  # noqa: B018
     return recipe
 
 
-def option_types(paper: Paper) -> dict[str, dict[str, Any]]:
-    """Section -> option -> type: the one flat namespace of a paper's command line."""
+def option_types(paper: Paper, task_class: type | None = None) -> dict[str, dict[str, Any]]:
+    """Section -> option -> type: the one flat namespace of the command line of a paper's task (its own by default)."""
     return {
         "training": get_type_hints(TrainingArguments),
         "data": get_type_hints(DataArguments),
-        "task": _field_types(paper.task_class.Options),
+        "task": _field_types((task_class or paper.task_class).Options),
         "model": _config_types(paper.config_class),
     }
 
@@ -167,8 +180,10 @@ def difference(ours: Recipe, theirs: Recipe) -> list[str]:
     harmless = {
         entry.name for entry in dataclasses.fields(TrainingArguments) if not entry.metadata.get("affects_result", True)
     }
-    lines = []
     left, right = ours.to_dict(), theirs.to_dict()
+    lines = []
+    if ours.task_type != theirs.task_type:
+        lines.append(f"task_type: {ours.task_type} in the run, {theirs.task_type} now")
     for section in ("model", "task", "data", "training"):
         for key in sorted({*left[section], *right[section]}):
             a, b = left[section].get(key), right[section].get(key)

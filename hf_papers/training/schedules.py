@@ -15,6 +15,10 @@ def learning_rate_factor(step: int, total_steps: int | None, arguments: Training
     inverse_sqrt is the Transformer's (1706.03762, section 5.3), scaled to peak at the end of the warm-up.
     """
     warmup = arguments.warmup_steps
+    if warmup == 0 and arguments.warmup_ratio > 0:
+        if total_steps is None:
+            raise UserError("A warm-up that is a share of the training has to know its end: set --max_steps.")
+        warmup = math.ceil(arguments.warmup_ratio * total_steps)
     if step < warmup:
         return (step + 1) / warmup
     shape = arguments.lr_scheduler_type

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_papers.data import open_source
+from hf_papers.data import Source, open_source
 from hf_papers.errors import UserError
 from hf_papers.training.optimizers import build_optimizer
 from hf_papers.training.recipe import Recipe
@@ -68,9 +68,22 @@ class Task:
         self.options = recipe.task
         self.arguments = recipe.training
         self.data = recipe.data
-        self.source = open_source(recipe.data) if recipe.data.dataset else None
+        self.source = self.open_source()
         self._stream: Any = None
         self._stream_state: dict[str, Any] | None = None
+
+    @classmethod
+    def model_options(cls, options: Any, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+        """The fields of the model's config, called while a recipe is resolved: what the recipe and the command line give.
+
+        A task that starts from a checkpoint adds what that one decides, so that the recipe of a run says what was
+        trained. `given` are the fields that are set, `known` the names of all; a run's own recipe gives all of them.
+        """
+        return given
+
+    def describe(self) -> dict[str, Any]:
+        """What results.json says of this training beside its numbers, in plain values."""
+        return {}
 
     # What is trained
 
@@ -102,6 +115,14 @@ class Task:
 
     # What it is trained on
 
+    def open_source(self) -> Source | None:
+        """Where rows come from; None for a task that has no data set."""
+        return open_source(self.data) if self.data.dataset else None
+
+    def train_rows(self) -> int | None:
+        """Rows of the training split; None when only reading it would tell."""
+        return self.source.num_rows(self.data.train_split) if self.source else None
+
     def preprocess(self, rows: list[dict[str, Any]]) -> Batch:
         """Rows of the data set (columns already renamed) as stacked tensors. Deterministic: the stream keeps the result."""
         raise TypeError(f"{type(self).__name__} reads a data set but does not say how to preprocess its rows.")
@@ -111,7 +132,7 @@ class Task:
         if self.arguments.max_steps is not None:
             return self.arguments.max_steps
         epochs = self.arguments.num_train_epochs
-        rows = self.source.num_rows(self.data.train_split) if self.source else None
+        rows = self.train_rows()
         if epochs is None or rows is None:
             raise UserError("How long to train is not known here: set --max_steps.")
         per_process = rows // context.world_size

@@ -33,7 +33,7 @@ SIZES = {
 
 def bare(recipe: Recipe) -> float:
     """CPU seconds of the steps of a recipe, written as one would without a trainer."""
-    task = recipe.paper.task_class(recipe)
+    task = recipe.task_class(recipe)
     context = Context(torch.device("cpu"), 0, 1, recipe.training.seed)
     seed_everything(recipe.training.seed)
     model = task.build_model()
@@ -64,7 +64,7 @@ def bare(recipe: Recipe) -> float:
 
 def through_trainer(recipe: Recipe, folder: Path) -> float:
     """CPU seconds of the same steps in the trainer with its log and progress, without evaluations and checkpoints."""
-    trainer = Trainer(recipe.paper.task_class(recipe), Run(folder))
+    trainer = Trainer(recipe.task_class(recipe), Run(folder))
     trainer.prepare()
     trainer.evaluate_and_keep_best = lambda: None
     trainer.save = lambda: None

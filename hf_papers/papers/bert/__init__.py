@@ -9,7 +9,7 @@ PAPER = Paper(
     authors="Jacob Devlin, Ming-Wei Chang, Kenton Lee, Kristina Toutanova",
     year=2018,
     arxiv="1810.04805",
-    summary="An encoder reads a text from both sides, learns language by guessing masked words, and is fine-tuned for tasks.",
+    summary="An encoder reads a text from both sides, learns by guessing masked words, and is then fine-tuned for tasks.",
     config="configuration_bert:PaperBertConfig",
     models={
         "AutoModelForPreTraining": "modeling_bert:PaperBertForPreTraining",
@@ -22,6 +22,7 @@ PAPER = Paper(
     },
     task="training_bert:BertPretrainingTask",
     tokenizer_trainer="tokenization_bert:train_tokenizer",
+    tasks={"glue": "training_glue:GlueTask"},
     parameters={"base": 110_106_428, "large": 336_226_108},
     pipeline_tag="fill-mask",
     tags=("bert", "fill-mask", "text-classification"),

@@ -17,12 +17,15 @@ from .configuration_bert import PaperBertConfig
 if TYPE_CHECKING:
     from .modeling_bert import PaperBertPreTrainedModel
 
-# Our name and theirs; {n} is a layer's number. The three projections of attention are one matrix in ours.
+# Our name and theirs; {n} is a layer's number.
 ENCODER = {
     "embeddings.word_embeddings": "embeddings.word_embeddings",
     "embeddings.position_embeddings": "embeddings.position_embeddings",
     "embeddings.token_type_embeddings": "embeddings.token_type_embeddings",
     "embeddings.layer_norm": "embeddings.LayerNorm",
+    "layers.{n}.attention.query": "encoder.layer.{n}.attention.self.query",
+    "layers.{n}.attention.key": "encoder.layer.{n}.attention.self.key",
+    "layers.{n}.attention.value": "encoder.layer.{n}.attention.self.value",
     "layers.{n}.attention.output": "encoder.layer.{n}.attention.output.dense",
     "layers.{n}.attention_norm": "encoder.layer.{n}.attention.output.LayerNorm",
     "layers.{n}.feed_forward.intermediate": "encoder.layer.{n}.intermediate.dense",
@@ -30,8 +33,6 @@ ENCODER = {
     "layers.{n}.feed_forward_norm": "encoder.layer.{n}.output.LayerNorm",
     "pooler.dense": "pooler.dense",
 }
-FUSED = "layers.{n}.attention.query_key_value"
-PROJECTIONS = tuple(f"encoder.layer.{{n}}.attention.self.{name}" for name in ("query", "key", "value"))
 HEADS = {
     "predictions.dense": "cls.predictions.transform.dense",
     "predictions.layer_norm": "cls.predictions.transform.LayerNorm",
@@ -183,11 +184,6 @@ def translate(weights: Weights, num_layers: int, folder: Path) -> Weights:
         for kind in ("weight", "bias"):
             if f"{name}.{kind}" in theirs:
                 ours[f"{mine}.{kind}"] = theirs.pop(f"{name}.{kind}")
-    for layer in range(num_layers):
-        for kind in ("weight", "bias"):
-            parts = [f"{name.format(n=layer)}.{kind}" for name in PROJECTIONS]
-            if all(part in theirs for part in parts):
-                ours[f"{FUSED.format(n=layer)}.{kind}"] = torch.cat([theirs.pop(part) for part in parts])
     if theirs:
         some = ", ".join(sorted(theirs)[:3])
         raise ValueError(f"The checkpoint in {folder} holds weights that BERT does not have, such as {some}.")
@@ -201,7 +197,7 @@ def plain_name(name: str) -> str:
 
 
 def all_names(num_layers: int) -> dict[str, str]:
-    """Our name -> theirs of every module but the fused projections."""
+    """Our name -> theirs of every module."""
     encoder = {
         mine.format(n=layer): theirs.format(n=layer) for mine, theirs in ENCODER.items() for layer in range(num_layers)
     }
@@ -249,11 +245,7 @@ def weights_to_reference(model: "PaperBertPreTrainedModel") -> Weights:
     for name, tensor in model.state_dict().items():
         module, kind = plain_name(name).rsplit(".", 1)
         prefix = "bert." if has_head and name.startswith("bert.") else ""
-        if module.endswith("query_key_value"):
-            layer = module.split(".")[1]
-            for part, piece in zip(PROJECTIONS, tensor.chunk(3), strict=True):
-                weights[f"{prefix}{part.format(n=layer)}.{kind}"] = piece.clone()
-        elif module == "predictions.decoder":
+        if module == "predictions.decoder":
             weights |= _decoder_to_reference(kind, tensor, model.config.tie_word_embeddings)
         else:
             weights[f"{prefix}{names[module]}.{kind}"] = tensor.clone()

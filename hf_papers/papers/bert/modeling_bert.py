@@ -101,16 +101,18 @@ class PaperBertAttention(nn.Module):
         self.config = config
         self.num_heads = config.num_attention_heads
         self.dropout_prob = config.attention_probs_dropout_prob
-        # One matrix for the three projections: a single large product is faster than three small ones.
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, hidden_states: torch.Tensor, mask: torch.Tensor | None, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, H) and a mask that broadcasts to (B, A, T, T), true where a token may look -> (B, T, H), weights."""
-        projected = self.query_key_value(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, A, d)
-        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (B, A, T, d) each
+        query = self._split_heads(self.query(hidden_states))  # (B, A, T, d)
+        key = self._split_heads(self.key(hidden_states))
+        value = self._split_heads(self.value(hidden_states))
         dropout = self.dropout_prob if self.training else 0.0
         if output_attentions or self.config._attn_implementation == "eager":
             context, weights = attention(query, key, value, mask, dropout)
@@ -118,6 +120,10 @@ class PaperBertAttention(nn.Module):
             # The same numbers; the weights are never written to memory.
             context, weights = F.scaled_dot_product_attention(query, key, value, mask, dropout), None
         return self.output(context.transpose(1, 2).flatten(2)), weights
+
+    def _split_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """(B, T, H) -> (B, A, T, d)"""
+        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 def attention(

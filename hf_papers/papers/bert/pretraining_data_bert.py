@@ -302,7 +302,7 @@ class PretrainingStream(Iterator[Batch]):
         if len(pool) < 2:
             return UserError(
                 f"There is only one document with text in {self.reader.where} for process {self.settings.rank}: "
-                "next-sentence pairs need another one. Give more documents, or say by --document_kind how rows make documents."
+                "next-sentence pairs need another one. Give more documents, or say by --document_kind what makes one."
             )
         return UserError(
             f"{self.reader.where} makes only {pairs} sequences for process {self.settings.rank}, fewer than one batch of "
