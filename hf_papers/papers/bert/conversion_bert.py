@@ -231,7 +231,7 @@ def fill(model: "PaperBertPreTrainedModel", weights: Weights, folder: Path) -> t
         for name, tensor in found.items():
             if name not in replaced:
                 state[short[name]].copy_(tensor)
-    return tuple(sorted({*missing, *replaced}))
+    return tuple(sorted(short[name] for name in {*missing, *replaced}))
 
 
 # ---------------------------------------------------------------------------------------------------------------- writing
