@@ -116,8 +116,8 @@ class BucketedStream(Iterator[Batch]):
         """Continue behind the batch that was the last one when `state` was taken."""
         if state["pool"] != self.pool:
             raise UserError(
-                f"The stream of {self.inner.where} cannot continue: its pools had {state['pool']} batches when the checkpoint "
-                f"was written and have {self.pool} now. Resume with the settings of the run, or start a new one."
+                f"The stream of {self.inner.where} cannot continue: its pools had {state['pool']} batches when the "
+                f"checkpoint was written and have {self.pool} now. Resume with the settings of the run, or start a new one."
             )
         self.inner.load_state_dict(state["inner"])
         self._pools, self._start, self.epoch = state["pools"], copy.deepcopy(state["inner"]), state["epoch"]

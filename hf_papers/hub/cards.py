@@ -425,7 +425,9 @@ def _config_differences(paper: Paper, config: dict[str, Any]) -> list[str]:
 
 
 def _recipe_differences(paper: Paper, recipe: dict[str, Any]) -> list[str]:
-    """Options of training that differ from the recipe `paper`, which holds the published ones."""
+    """Options of training that differ from the recipe `paper`, which holds the published ones of the paper's own task."""
+    if recipe.get("task_type"):
+        return []
     published = shipped_recipe(paper, "paper")
     lines = []
     for section in ("task", "training", "data"):

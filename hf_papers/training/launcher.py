@@ -28,8 +28,8 @@ def refuse_half_a_launch() -> None:
         )
 
 
-def relaunch(processes: int, arguments: list[str]) -> int:
-    """Run `hf-papers <arguments>` as `processes` processes under torchrun; returns its exit status."""
+def relaunch(processes: int, arguments: list[str], module: str = "hf_papers") -> int:
+    """Run `python -m module <arguments>` as `processes` processes under torchrun; returns its exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
-    return subprocess.run([*command, "-m", "hf_papers", *arguments], env=environment).returncode
+    return subprocess.run([*command, "-m", module, *arguments], env=environment).returncode

@@ -71,13 +71,13 @@ def find_labels(source: Source, split: str) -> tuple[str, ...]:
         )
     if len(found) < 2:
         raise UserError(
-            f"Column '{LABEL}' of split '{split}' of '{source.name}' holds only {', '.join(map(repr, found))}: there is nothing "
-            "to tell apart."
+            f"Column '{LABEL}' of split '{split}' of '{source.name}' holds only {', '.join(map(repr, found))}: there is "
+            "nothing to tell apart."
         )
     if len(found) > 1000:
         raise UserError(
-            f"Column '{LABEL}' of split '{split}' of '{source.name}' holds {len(found):,} different values: classes are meant to "
-            "be few. For numbers write them with a point (regression), or choose another column by --columns label=THEIRS."
+            f"Column '{LABEL}' of split '{split}' of '{source.name}' holds {len(found):,} different values: classes are "
+            "meant to be few. Write numbers with a point (regression), or choose another column by --columns label=THEIRS."
         )
     return tuple(str(value) for value in sorted(found))
 
@@ -115,8 +115,8 @@ class LabelReader:
 
     def _hidden(self, value: Any) -> UserError:
         return UserError(
-            f"The labels of {self.where} are hidden ({value}), so it cannot be learnt from or scored on: GLUE keeps the answers "
-            "of its test splits. Score on the validation split; write the test answers by --do_predict."
+            f"The labels of {self.where} are hidden ({value}), so it cannot be learnt from or scored on: GLUE keeps the "
+            "answers of its test splits. Score on the validation split; write the test answers by --do_predict."
         )
 
     def _unknown(self, value: Any) -> UserError:
@@ -148,8 +148,8 @@ class TextEncoder:
         cut = self._count_cut(encoded)
         if cut and self.too_long == "refuse":
             raise UserError(
-                f"{cut} of {len(rows)} texts have more than {self.max_length} word pieces: raise --max_length, or cut them by "
-                "--too_long truncate."
+                f"{cut} of {len(rows)} texts have more than {self.max_length} word pieces: raise --max_length, or cut "
+                "them by --too_long truncate."
             )
         self.seen += len(rows)
         self.truncated += cut

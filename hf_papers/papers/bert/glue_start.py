@@ -31,6 +31,8 @@ from hf_papers.papers.bert.modeling_bert import PaperBertForSequenceClassificati
 
 # Weights that a checkpoint of another head may lack; everything else must be there.
 HEAD = re.compile(r"^(bert\.)?(classifier|pooler)\.")
+# Some checkpoints round their vocabulary up to a multiple of this, for speed.
+VOCABULARY_PADDING = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +61,8 @@ class Start:
     @property
     def class_names(self) -> list[str]:
         """What its classes are called, where somebody has named them."""
-        names = [
-            str(name)
-            for _, name in sorted((self.content.get("id2label") or {}).items(), key=lambda item: int(item[0]))
-        ]
+        by_number = sorted((int(number), str(name)) for number, name in (self.content.get("id2label") or {}).items())
+        names = [name for _, name in by_number]
         named = self.is_classifier and not all(re.fullmatch(r"LABEL_\d+", name) for name in names)
         return names if named else []
 
@@ -91,9 +91,10 @@ class Start:
         model = self._load_ours(config) if self.is_ours else self._load_theirs(config)
         replaced = [name for name in model.missing_from_reference if "classifier." in name]
         if replaced and self.is_classifier and not fresh_head:
+            theirs = len(self.content.get("id2label") or {}) or "other"
             raise UserError(
-                f"The checkpoint {self.name} classifies {len(self.content.get('id2label') or {}) or 'other'} classes, and this "
-                f"task has {config.num_labels}: its last layer does not fit. Add --ignore_mismatched_sizes to train a new one."
+                f"The checkpoint {self.name} has {theirs} classes, and this task has {config.num_labels}: its last layer "
+                "does not fit. Add --ignore_mismatched_sizes to train a new one."
             )
         check_finite(model, self.folder)
         return model
@@ -126,8 +127,8 @@ class Start:
         wrong = [name for name in missing if not HEAD.match(name)]
         if wrong:
             raise UserError(
-                f"The weights in {self.folder} do not fit the model that is to be trained: {', '.join(wrong[:3])} are missing "
-                "or of another shape. Leave out the model options on the command line, or name another checkpoint."
+                f"The weights in {self.folder} do not fit the model that is to be trained: {', '.join(wrong[:3])} are "
+                "missing or of another shape. Leave out the model options on the command line, or name another checkpoint."
             )
         model.missing_from_reference = tuple(missing)
         return model
@@ -156,14 +157,19 @@ def load_tokenizer(name: str, config: PaperBertConfig) -> Any:
     except UserError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"No tokenizer can be read from {name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. Name "
-            "the folder or repository of one by --tokenizer_name."
+            f"No tokenizer can be read from {name}: {reason}. Name the folder or repository of one by --tokenizer_name."
         ) from error
-    if len(tokenizer) > config.vocab_size:
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where it finds no file
         raise UserError(
-            f"The tokenizer of {name} has {len(tokenizer):,} word pieces and the model only {config.vocab_size:,}: they do not "
-            "belong together. Name the right one by --tokenizer_name, or set --vocab_size where the model starts from scratch."
+            f"{name} has no vocabulary (vocab.txt or tokenizer.json). Name the folder or repository of the tokenizer "
+            "that the model was trained with by --tokenizer_name."
+        )
+    if not 0 <= config.vocab_size - len(tokenizer) < VOCABULARY_PADDING:
+        raise UserError(
+            f"The tokenizer of {name} has {len(tokenizer):,} word pieces and the model {config.vocab_size:,}: they do not "
+            "belong together. Name the right one by --tokenizer_name; for a model from scratch set --vocab_size to its size."
         )
     if tokenizer.pad_token_id is None:
         raise UserError(

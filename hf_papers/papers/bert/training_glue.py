@@ -86,6 +86,13 @@ class GlueOptions:
         return {split: name for split, name in files.items() if name is not None}
 
 
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with what its task decides of the data filled in."""
+    options: GlueOptions = recipe.task
+    spec = find_glue(options.task_name) if options.task_name else None
+    return replace(recipe, data=glue_data_arguments(recipe.data, spec, options.files))
+
+
 class GlueTask(Task):
     """Fine-tune every weight for one task. GLUE's dev set is looked at once, at the end: the role "test" of a recipe.
 
@@ -100,16 +107,15 @@ class GlueTask(Task):
     def __init__(self, recipe: Recipe) -> None:
         options: GlueOptions = recipe.task
         self.spec: GlueSet | None = find_glue(options.task_name) if options.task_name else None
-        data = glue_data_arguments(recipe.data, self.spec, options.files)
-        super().__init__(replace(recipe, data=data))
+        super().__init__(resolve(recipe))
         self.start = Start(options.model_name_or_path) if options.model_name_or_path else None
         self._frozen: nn.Module | None = None
         self._read_labels: LabelReader | None = None
         self._few: IndexedRows | None = None
         if options.max_length > recipe.config.max_position_embeddings:
             raise UserError(
-                f"--max_length {options.max_length} is more than the {recipe.config.max_position_embeddings} positions of the "
-                "model: lower it."
+                f"--max_length {options.max_length} is more than the {recipe.config.max_position_embeddings} positions of "
+                "the model: lower it."
             )
 
     @classmethod
@@ -135,8 +141,8 @@ class GlueTask(Task):
             return names
         if unknown := [name for name in names if name not in theirs]:
             raise UserError(
-                f"The checkpoint {self.start.name} tells apart {', '.join(theirs)}, and the data have the label '{unknown[0]}', "
-                "which it does not know. Add --ignore_mismatched_sizes to train a new last layer."
+                f"The checkpoint {self.start.name} tells apart {', '.join(theirs)}, and the data have the label "
+                f"'{unknown[0]}', which it does not know. Add --ignore_mismatched_sizes to train a new last layer."
             )
         return tuple(theirs)
 
@@ -168,8 +174,8 @@ class GlueTask(Task):
         name = self.options.tokenizer_name or self.options.model_name_or_path
         if name is None:
             raise UserError(
-                "A training from random weights has to be told which word pieces to use: add --tokenizer_name, or start from a "
-                "checkpoint by --model_name_or_path."
+                "A training from random weights has to be told which word pieces to use: add --tokenizer_name, or start "
+                "from a checkpoint by --model_name_or_path."
             )
         return load_tokenizer(name, self.recipe.config)
 
