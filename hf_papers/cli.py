@@ -70,6 +70,22 @@ def build_parser() -> Parser:
     train.add_argument("paper", nargs="?")
     train.add_argument("--recipe", default="embedded", help="name of a recipe, or a YAML file")
     train.add_argument("-h", "--help", action="store_true", dest="wants_help")
+    tokenizer = add(
+        "train-tokenizer", "train a paper's vocabulary on the texts of a data set and save it as a tokenizer"
+    )
+    tokenizer.add_argument("paper")
+    tokenizer.add_argument("--source", required=True, help="data set: user/name on the Hub, a folder, embedded:<name>")
+    tokenizer.add_argument("--source_config", help="which configuration, for data sets that have several")
+    tokenizer.add_argument("--split", default="train", help="rows to learn from, e.g. train or train[:10000]")
+    tokenizer.add_argument("--column", default="text", help="the column that holds the texts")
+    tokenizer.add_argument("--vocab_size", type=int, default=8192, help="tokens, the special ones included")
+    tokenizer.add_argument("--min_frequency", type=int, default=2, help="of a piece to become a token")
+    case = tokenizer.add_mutually_exclusive_group()
+    case.add_argument(
+        "--lowercase", action="store_true", default=True, help="fold upper case and accents (the default)"
+    )
+    case.add_argument("--no_lowercase", action="store_false", dest="lowercase", help="keep them")
+    tokenizer.add_argument("--output_dir", type=Path, required=True, help="folder to write the tokenizer to")
     evaluate = add("evaluate", "measure a finished run again; data and task options can be overridden by name")
     evaluate.add_argument("run", type=Path)
     push = add("push", "publish a finished run to the Hub, with its code and card")
@@ -162,6 +178,32 @@ def print_results(folder: Path) -> None:
     print(f"\nThe run is in {folder}: weights ({results['weights']}), config, card, results.json and figures/.")
 
 
+def train_tokenizer(options: argparse.Namespace, rest: list[str]) -> None:
+    from hf_papers.data.arguments import DataArguments
+    from hf_papers.registry import find_paper, papers
+
+    refuse_leftovers(rest)
+    paper = find_paper(options.paper)
+    if paper.tokenizer_trainer is None:
+        able = ", ".join(key for key, other in papers().items() if other.tokenizer_trainer) or "none"
+        raise UserError(f"The paper '{paper.key}' has no tokenizer to train. Papers that have one: {able}.")
+    if options.output_dir.exists() and (not options.output_dir.is_dir() or any(options.output_dir.iterdir())):
+        raise UserError(f"{options.output_dir} exists and is not empty: give another --output_dir.")
+    from hf_papers.data.texts import Texts
+
+    data = DataArguments(
+        dataset=options.source,
+        dataset_config=options.source_config,
+        train_split=options.split,
+        columns={} if options.column == "text" else {"text": options.column},
+    )
+    tokenizer = paper.resolve(paper.tokenizer_trainer)(
+        Texts(data), options.vocab_size, lowercase=options.lowercase, min_frequency=options.min_frequency
+    )
+    tokenizer.save_pretrained(options.output_dir)
+    print(f"Written: a vocabulary of {len(tokenizer):,} tokens in {options.output_dir}.")
+
+
 def evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     from hf_papers.registry import register_all
     from hf_papers.training.finish import evaluate_run
@@ -221,6 +263,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "list": list_papers,
     "info": info,
     "train": train,
+    "train-tokenizer": train_tokenizer,
     "evaluate": evaluate,
     "push": push,
     "space": space,

@@ -31,6 +31,7 @@ class Paper:
         default_factory=dict
     )  # further trainings, by the name that a recipe's task_type gives
     image_processor: str | None = None
+    tokenizer_trainer: str | None = None  # a function of (texts, vocab_size, lowercase=, min_frequency=) -> tokenizer
     parameters: dict[str, int] = field(default_factory=dict)  # preset of the config -> exact number of parameters
     pipeline_tag: str | None = None
     tags: tuple[str, ...] = ()

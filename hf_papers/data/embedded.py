@@ -90,3 +90,21 @@ def digits() -> Splits:
         }
         for split, chosen in rows.items()
     }
+
+
+@register_embedded(
+    "pydoc-topics",
+    "the language reference that Python carries for help(): 79 topics or so, 0.5 million characters of technical English",
+)
+def pydoc_topics() -> Splits:
+    """`text`: a topic, wrapped at 70 columns; `topic`: its name. Of ten topics in alphabetical order eight are for
+    training, one for validation, one for the test. What is in it depends a little on the version of Python."""
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    rows = {
+        "train": [name for number, name in enumerate(names) if number % 10 < 8],
+        "validation": names[8::10],
+        "test": names[9::10],
+    }
+    return {split: {"text": [topics[name] for name in chosen], "topic": chosen} for split, chosen in rows.items()}

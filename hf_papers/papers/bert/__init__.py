@@ -21,6 +21,7 @@ PAPER = Paper(
         "AutoModelForQuestionAnswering": "modeling_bert:PaperBertForQuestionAnswering",
     },
     task="training_bert:BertPretrainingTask",
+    tokenizer_trainer="tokenization_bert:train_tokenizer",
     tasks={"glue": "training_glue:GlueTask"},
     parameters={"base": 110_106_428, "large": 336_226_108},
     pipeline_tag="fill-mask",
