@@ -41,6 +41,8 @@ VARIANTS = {
         "--objective left_to_right --causal_attention true --next_sentence_prediction false",
     ),
 }
+# What the record keeps of a pre-training.
+PRETRAINING = ("metrics", "steps", "parameters", "wall_clock_s", "hardware", "commit", "command")
 # Options in which the three may differ: everything else has to be the same.
 VARIED = {"task.objective", "model.causal_attention", "model.next_sentence_prediction"}
 
@@ -79,9 +81,9 @@ def ablation_study(study: Study) -> Path | None:
             "rows": rows,
             "table_5": {name: dict(zip(TABLE_5_COLUMNS.values(), row, strict=True)) for name, row in TABLE_5.items()},
             "not_run": {"LTR & No NSP + BiLSTM": "not run yet", "SQuAD": "not run yet"},
-            "note": "Dev sets; accuracy as in table 5, CoLA by Matthews correlation. The left-to-right model stays causal in "
-            "fine-tuning, as in section 5.1, and its last token stands for the text. One pre-training each; the spread is "
-            "that of fine-tuning.",
+            "note": "Dev sets; accuracy as in table 5, CoLA by Matthews correlation. The left-to-right model stays causal "
+            "in fine-tuning, as in section 5.1, and its last token stands for the text. One pre-training each; the spread "
+            "is that of fine-tuning.",
         },
         [
             {"what": f"{GLUE[task].title}, {VARIANTS[name].title}", **row["tasks"][task]["result"]}
@@ -102,8 +104,8 @@ def check_pretrainings(folders: dict[str, Path], recipe: str) -> None:
         variant = VARIANTS[name]
         if not (folder / "results.json").is_file():
             raise UserError(
-                f"There is no finished pre-training '{variant.title}' in {folder}. Make it by `{variant.command(recipe, folder)}`, "
-                f"or name another folder by --{name}."
+                f"There is no finished pre-training '{variant.title}' in {folder}. Make it by "
+                f"`{variant.command(recipe, folder)}`, or name another folder by --{name}."
             )
         found = getattr(load_run_recipe(folder).task, "objective", None)
         if found != variant.objective:
@@ -114,8 +116,8 @@ def check_pretrainings(folders: dict[str, Path], recipe: str) -> None:
         for option in (values[first] | theirs).keys() - VARIED:
             if values[first].get(option) != theirs.get(option):
                 raise UserError(
-                    f"These pre-trainings cannot be compared: {option} is {values[first].get(option)} in {folders[first]} and "
-                    f"{theirs.get(option)} in {folders[name]}."
+                    f"These pre-trainings cannot be compared: {option} is {values[first].get(option)} in {folders[first]} "
+                    f"and {theirs.get(option)} in {folders[name]}."
                 )
 
 
@@ -131,10 +133,7 @@ def _row(study: Study, name: str, folder: Path, tasks: list[str], limit: int | N
     return {
         "title": VARIANTS[name].title,
         "paper_title": VARIANTS[name].paper_title,
-        "pretraining": {
-            key: results.get(key)
-            for key in ("metrics", "steps", "parameters", "wall_clock_s", "hardware", "commit", "command")
-        },
+        "pretraining": {key: results.get(key) for key in PRETRAINING},
         "tasks": fine_tuned,
     }
 

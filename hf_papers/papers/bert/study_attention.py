@@ -53,15 +53,14 @@ def _place(values: torch.Tensor, largest: bool) -> tuple[int, int]:
     return divmod(number, values.shape[1])
 
 
-def token_measures(weights: torch.Tensor, batch: Batch, cls: int, sep: int) -> dict[str, tuple[torch.Tensor, int]]:
-    """Measure -> sum over tokens (A,), and how many tokens were counted.
+def token_measures(weights: torch.Tensor, batch: Batch, cls: int, sep: int) -> dict[str, torch.Tensor]:
+    """Measure -> its sum over the tokens of a batch that look, (A,).
 
     weights (B, A, T, T), row = the token that looks; batch: input_ids, attention_mask (B, T). The tokens that look are word
     pieces: [CLS], [SEP] and padding are looked at only.
     """
     ids, real = batch["input_ids"], batch["attention_mask"].bool()
-    is_cls, is_sep = ids.eq(cls) & real, ids.eq(sep) & real
-    looks = real & ~is_cls & ~is_sep  # (B, T)
+    is_cls, is_sep, looks = ids.eq(cls) & real, ids.eq(sep) & real, looking(batch, cls, sep)
     entropy = -torch.special.xlogy(weights, weights).sum(-1)  # (B, A, T)
     seen = {
         "cls": (weights * is_cls[:, None, None, :]).sum(-1),
@@ -72,8 +71,13 @@ def token_measures(weights: torch.Tensor, batch: Batch, cls: int, sep: int) -> d
         "next": _neighbour(weights, 1),
         "entropy": entropy,
     }
-    count = int(looks.sum())
-    return {name: ((value * looks[:, None, :]).sum((0, 2)), count) for name, value in seen.items()}
+    return {name: (value * looks[:, None, :]).sum((0, 2)) for name, value in seen.items()}
+
+
+def looking(batch: Batch, cls: int, sep: int) -> torch.Tensor:
+    """True for the word pieces, (B, T)."""
+    ids = batch["input_ids"]
+    return batch["attention_mask"].bool() & ids.ne(cls) & ids.ne(sep)
 
 
 def _neighbour(weights: torch.Tensor, offset: int) -> torch.Tensor:
@@ -106,11 +110,11 @@ def measure_heads(model: PaperBertModel, batches: list[Batch], cls: int, sep: in
         attentions = model(**batch, output_attentions=True).attentions
         layers = [token_measures(weights.float(), batch, cls, sep) for weights in attentions]
         flat = even_attention(batch["attention_mask"], model.config.causal_attention)
-        for name, (value, tokens) in token_measures(flat, batch, cls, sep).items():
-            stacked = torch.stack([layer[name][0] for layer in layers]).double().cpu()
+        for name, value in token_measures(flat, batch, cls, sep).items():
+            stacked = torch.stack([layer[name] for layer in layers]).double().cpu()
             sums[name] = sums.get(name, 0) + stacked
             even[name] += value.item()
-        count += tokens
+        count += int(looking(batch, cls, sep).sum())
     if not count:
         raise UserError("There is no word in these texts whose attention could be measured.")
     values = {name: (sums[name] / count).float() for name in MEASURES}
@@ -129,6 +133,7 @@ def attention_study(study: Study) -> Path:
     model = load_start(study.start, PaperBertModel)
     tokenizer = load_tokenizer(study.options.get("tokenizer_name", study.start.name), model.config)
     subject, encoded = _texts(study, model, tokenizer, text_file, limit)
+    study.seeds = ()  # nothing is drawn
     heads = measure_heads(model, _batches(encoded, tokenizer), tokenizer.cls_token_id, tokenizer.sep_token_id)
     example = _example(model, tokenizer, encoded, sentence)
     figures = {

@@ -1,8 +1,8 @@
 """A masked-language model as a judge: no example is learnt from, the task is put as a gap to fill.
 
-The pattern and the words that stand for the classes are those of 2001.07676 (Schick & Schütze): "a fine film. It was [MASK]."
-is positive where "great" is likelier than "terrible". As some words are likelier whatever the text says, the same question
-without a text is the scale of the calibrated answer (2104.08315, the domain's PMI).
+The pattern and the words that stand for the classes are in the manner of 2001.07676 (Schick & Schütze): "a fine film. It was
+[MASK]." is positive where "great" is likelier than "terrible". As some words are likelier whatever the text says, the same
+question without a text is the scale of the calibrated answer (2104.08315, the domain's PMI).
 """
 
 from __future__ import annotations

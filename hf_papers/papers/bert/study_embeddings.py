@@ -22,6 +22,7 @@ from hf_papers.papers.bert.study_runs import (
     load_start,
     need_classes,
     summarise,
+    summarise_runs,
 )
 from hf_papers.reports.curves import COLOURS, save_picture
 
@@ -108,7 +109,8 @@ def embedding_study(study: Study) -> Path:
     maps = {"before fine-tuning": before[pooling], "after fine-tuning": after[0][pooling]}
     shown = {name: (text_map(vectors, study.seeds[0]), vectors) for name, vectors in maps.items()}
     path = draw_maps(shown, labels, study.task.labels, k, study.output / "embeddings.png")
-    subject = describe_subject(study)
+    subject, runs = describe_subject(study), summarise_runs(folders)
+    study.seeds = tuple(runs["seeds"])
     return study.write(
         {
             **subject,
@@ -116,9 +118,10 @@ def embedding_study(study: Study) -> Path:
             "neighbours": k,
             "chance_agreement": chance_agreement(labels),
             "vectors": measured,
-            "note": "'cls' is the last layer's vector of [CLS], 'mean' the mean over all tokens. Agreement: share of a text's "
-            "nearest others, by cosine in the full space, that have its label. The map is t-SNE, whose distances between "
-            "groups mean nothing.",
+            "fine_tuned": runs,
+            "note": "'cls' is the last layer's vector of [CLS], 'mean' the mean over all tokens. Agreement: share of a "
+            "text's nearest others, by cosine in the full space, that have its label. The map is t-SNE, whose distances "
+            "between groups mean nothing.",
         },
         [
             {"what": f"{k}-neighbour agreement {when} fine-tuning ({pooling})", **measured[pooling][when]["agreement"]}

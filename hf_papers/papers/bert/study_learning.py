@@ -64,7 +64,8 @@ def few_shot_study(study: Study) -> Path:
             "majority": majority,
             "zero_shot": zero,
             "points": points,
-            "note": "Each seed draws its own examples, as many of each class, and its own last layer. All weights are trained.",
+            "note": "Each seed draws its own examples, as many of each class, and its own last layer. All "
+            "weights are trained.",
         },
         _few_shot_headline(zero, points, subject["metric"]),
         {caption: figure},
