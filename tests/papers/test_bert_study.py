@@ -18,6 +18,7 @@ from torch import nn
 
 from hf_papers.cli import parse_overrides
 from hf_papers.errors import UserError
+from hf_papers.papers.bert import PAPER
 from hf_papers.papers.bert.configuration_bert import PaperBertConfig
 from hf_papers.papers.bert.modeling_bert import (
     PaperBertForMaskedLM,
@@ -604,3 +605,103 @@ def test_rows_of_studies_come_from_their_records(tmp_path: Path):
     lines = studies_table(tmp_path, ("few-shot", "frozen")).splitlines()
     assert lines[2].endswith("| mini | SST-2: accuracy, 8 examples | **0.60 ± 0.14** | 2 | a CPU |")
     assert "bert-study/few-shot-mini)" in lines[2] and lines[3] == "| frozen | | | not run yet | | |"
+
+
+def readme() -> str:
+    return (PAPER.folder / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> list[list[str]]:
+    """The rows of the table between `<!-- name -->` and `<!-- /name -->`, without its head."""
+    text = readme().split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def number(cell: str) -> int:
+    return int(cell.replace(",", "").replace("*", ""))
+
+
+def test_the_layer_table_adds_up_to_the_network():
+    with torch.device("meta"):
+        model = PaperBertForPreTraining(PaperBertConfig())
+    actual: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        place = re.sub(r"^bert\.", "", name).rsplit(".", 1)[0]
+        place = re.sub(r"^layers\.\d+\.", "12 × ", place)
+        actual[place] = actual.get(place, 0) + parameter.numel()
+    total, stated = 0, {}
+    for name, _, _, parameters in block("layers"):
+        if parameters.startswith("**"):
+            assert number(parameters) == total, name
+            continue
+        total += number(parameters)
+        stated[name.replace("`", "")] = number(parameters)
+    assert stated.pop("input") == 0 and stated == actual
+    assert total == PAPER.parameters["base"]
+
+
+def test_the_table_of_sizes_is_that_of_the_presets():
+    stated = {}
+    for name, layers, hidden, heads, encoder, pretraining in block("sizes"):
+        stated[name.strip("`")] = tuple(map(number, (layers, hidden, heads, encoder, pretraining)))
+    for name in PaperBertConfig.presets:
+        config = PaperBertConfig.from_preset(name)
+        with torch.device("meta"):
+            sizes = [model_class(config).num_parameters() for model_class in (PaperBertModel, PaperBertForPreTraining)]
+        assert stated[name] == (
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.num_attention_heads,
+            *sizes,
+        )
+    assert set(stated) == set(PaperBertConfig.presets)
+
+
+def test_the_python_of_the_readme_works(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    code = re.findall(r"<!-- ([a-z ]+) -->\s*```python\n(.*?)```", readme(), re.DOTALL)
+    assert [name for name, _ in code] == ["fill a blank", "classify", "convert"]
+    assert readme().count("```python") == len(code)
+    save(PaperBertForPreTraining, tokenizer, tmp_path / "runs/bert-nltk-english-seed0")
+    save(PaperBertForSequenceClassification, tokenizer, tmp_path / "runs/bert-glue-sst2-seed0")
+    torch.manual_seed(0)
+    original = PaperBertForMaskedLM(PaperBertConfig(vocab_size=50, **SMALL))
+    original.to_reference(str(tmp_path / "google-bert/bert-base-uncased"))
+    monkeypatch.chdir(tmp_path)
+    for name, lines in code:
+        assert len([line for line in lines.splitlines() if line]) <= 5, name
+        exec(compile(lines, f"README.md, {name}", "exec"), {})
+    said = capsys.readouterr().out
+    assert "'token_str'" in said and "'label': 'LABEL_" in said and "next_sentence.weight" in said
+    import transformers
+
+    again = transformers.BertForPreTraining.from_pretrained(tmp_path / "bert-again")
+    assert torch.equal(again.cls.predictions.transform.dense.weight, original.predictions.dense.weight)
+
+
+def test_the_commands_of_the_readme_mean_something():
+    from hf_papers.cli import build_parser
+    from hf_papers.papers.bert.glue_runs import make_plan
+    from hf_papers.papers.bert.study_bert import STUDIES
+
+    code = "\n".join(re.findall(r"```bash\n(.*?)```", readme(), re.DOTALL))
+    lines = [shlex.split(line, comments=True) for line in code.splitlines() if line.strip()]
+    recipes, studies = set(), set()
+    for words in lines:
+        if words[:3] == ["hf-papers", "train", "bert"]:
+            options = parse_overrides(words[3:])
+            recipes.add(load_recipe("bert", options.pop("recipe", "embedded"), options).name)
+        elif words[0] == "hf-papers":
+            build_parser().parse_args(words[1:])
+        elif words[1] == "scripts/run_glue.py":
+            assert make_plan(words[2:]).tasks
+        else:
+            assert words[:2] == ["python", "scripts/study_bert.py"], words
+            studies.add(words[2])
+    assert recipes | {"glue"} == set(PAPER.recipes) and studies == set(STUDIES)
+
+
+def test_the_studies_of_this_checkout_are_up_to_date(capsys: pytest.CaptureFixture[str]):
+    assert command(["table", "--check"], ROOT) == 0, capsys.readouterr().out

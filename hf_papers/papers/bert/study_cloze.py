@@ -82,9 +82,9 @@ def load_judge(start: Start) -> PaperBertForMaskedLM:
     """The start as a masked-language model. Raises `NoAnswer` where it has never learnt to fill a gap."""
     model = load_start(start, PaperBertForMaskedLM)
     if any(name.startswith("predictions.") for name in model.missing_from_reference):
-        raise NoAnswer(f"{start.name} has no masked-language head")
+        raise NoAnswer("the start has no masked-language head")
     if model.config.causal_attention:
-        raise NoAnswer(f"{start.name} reads from left to right and has never seen [MASK]")
+        raise NoAnswer("the start reads from left to right and has never seen [MASK]")
     return model
 
 
@@ -103,7 +103,7 @@ class ClozeJudge:
         pieces = [self._pieces(word) for word in group]
         numbers = [ids[0] for ids in pieces if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id]
         if not numbers:
-            raise NoAnswer(f"its vocabulary has none of the label words {', '.join(group)} as one piece")
+            raise NoAnswer(f"the start's vocabulary has none of the label words {', '.join(group)} as one piece")
         return numbers
 
     def _pieces(self, text: str) -> list[int]:
