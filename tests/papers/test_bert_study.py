@@ -419,7 +419,7 @@ def test_table_5_is_read_from_finished_runs(
     assert re.match(
         r"\| ours: masked words and next sentence \| not run yet \| not run yet \| 75\.0 ± 7\.1 \|", lines[2]
     )
-    assert "| 60 ± 0 |" in lines[3] and "| 45.0 ± 7.1 |" in lines[4]
+    assert "| 60.0 ± 0.0 |" in lines[3] and "| 45.0 ± 7.1 |" in lines[4]
     assert lines[5] == "| paper, table 5: BERT BASE | 84.4 | 88.4 | 86.7 | 92.7 | 88.5 |"
     assert {name: causal for name, _, causal in trained} == {
         "with_nsp": False,
@@ -442,7 +442,7 @@ def test_what_is_not_table_5_is_a_column_of_its_own():
     summary = summarise([0.25])
     row = {"title": "mine", "tasks": {"cola": {"result": summary}}}
     lines = render_table({"with_nsp": row}, ["cola"]).splitlines()
-    assert lines[0].endswith("| SQuAD | CoLA |") and lines[2].endswith("| not run yet | 25 |")
+    assert lines[0].endswith("| SQuAD | CoLA |") and lines[2].endswith("| not run yet | 25.0 |")
     assert all(line.endswith("| – |") for line in lines[3:]) and len(lines) == 3 + len(TABLE_5)
 
 

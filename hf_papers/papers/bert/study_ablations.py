@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_bert import GLUE, find_glue
 from hf_papers.papers.bert.study_runs import Study, read_run, summarise_runs
-from hf_papers.reports.aggregate import format_metric, recipe_values
+from hf_papers.reports.aggregate import recipe_values
 from hf_papers.reports.curves import COLOURS, save_picture, style_axes
 from hf_papers.training.recipe import load_run_recipe
 
@@ -21,6 +21,7 @@ class Variant:
     """One pre-training: its row in table 5, and the options that make it of the recipe."""
 
     title: str
+    short: str  # in the picture
     paper_title: str
     objective: str
     options: str
@@ -30,12 +31,13 @@ class Variant:
 
 
 VARIANTS = {
-    "with_nsp": Variant("masked words and next sentence", "BERT BASE", "mlm_nsp", ""),
+    "with_nsp": Variant("masked words and next sentence", "with NSP", "BERT BASE", "mlm_nsp", ""),
     "without_nsp": Variant(
-        "without next sentence", "No NSP", "mlm", "--objective mlm --next_sentence_prediction false"
+        "without next sentence", "no NSP", "No NSP", "mlm", "--objective mlm --next_sentence_prediction false"
     ),
     "left_to_right": Variant(
         "left to right, without next sentence",
+        "left to right, no NSP",
         "LTR & No NSP",
         "left_to_right",
         "--objective left_to_right --causal_attention true --next_sentence_prediction false",
@@ -160,8 +162,8 @@ def render_table(rows: dict[str, Any], tasks: list[str]) -> str:
 
 
 def _percent(summary: dict[str, Any]) -> str:
-    scaled = {key: None if summary[key] is None else 100 * summary[key] for key in ("mean", "std")}
-    return format_metric(scaled)
+    spread = "" if summary["std"] is None else f" ± {100 * summary['std']:.1f}"
+    return f"{100 * summary['mean']:.1f}{spread}"
 
 
 def draw_ablations(rows: dict[str, Any], tasks: list[str], path: Path) -> Path:
@@ -176,7 +178,7 @@ def draw_ablations(rows: dict[str, Any], tasks: list[str], path: Path) -> Path:
         metric = next(iter(rows.values()))["tasks"][task]["metric"]
         style_axes(axes, f"{GLUE[task].title}, {metric if metric != 'score' else GLUE[task].metrics[0]}")
         axes.set_xlabel("")
-        titles = [row["paper_title"] for row in rows.values()] if number == 0 else [""] * len(rows)
+        titles = [VARIANTS[name].short for name in rows] if number == 0 else [""] * len(rows)
         axes.set_yticks(range(len(rows)), titles, fontsize=9)
         axes.invert_yaxis()
     return save_picture(figure, path)
