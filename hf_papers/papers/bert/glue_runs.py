@@ -307,6 +307,8 @@ def report_task(
 
     if plan.is_single:
         print_results(folders[0])
+        split = read_results(folders[0])["task"]["scored_on"]
+        print(f"What is called test above is the split '{split}', scored once, at the end.")
     results = aggregate(folders)
     summary = results["metrics"]["test"]
     record["tasks"][task or "own"] = {
