@@ -516,7 +516,7 @@ def test_streamed_from_the_hub(hub, start: Path, tmp_path: Path) -> None:
 
 def test_real_mrpc(real_data_hub, tmp_path: Path, start: Path) -> None:
     task = task_of(None, task_name="mrpc", model_name_or_path=start)
-    assert task.train_rows() == 3668 and task.total_steps(CONTEXT) == 3 * 3668 // 8
+    assert task.train_rows() == 3668 and task.total_steps(CONTEXT) == 3 * (3668 // 8)
     encoded = task.source.tensors("validation", task.preprocess)
     assert len(encoded["labels"]) == 408 and int(encoded["labels"].sum()) == 279
     assert os.environ["HF_ENDPOINT"] == real_data_hub.url
