@@ -87,7 +87,8 @@ CSS = """
 .bars .track div { width: 100%; border-radius: 4px 4px 0 0; background: #4f46e5; }
 .bars b, .bars span { display: block; }
 .bars span { color: var(--body-text-color-subdued); }
-.meter { display: grid; max-width: 720px; grid-template-columns: minmax(84px, 22%) 1fr 52px; gap: 10px; align-items: center; margin: 5px 0;
+.meter { display: grid; max-width: 720px;
+  grid-template-columns: minmax(84px, 22%) 1fr 52px; gap: 10px; align-items: center; margin: 5px 0;
   font-size: .95rem; line-height: 1.25; }
 .meter .label { overflow-wrap: anywhere; }
 .meter .track { height: 14px; border-radius: 4px; background: var(--background-fill-secondary); overflow: hidden; }

@@ -404,8 +404,8 @@ def sentiment_tab(tab: gr.Tab, judge_text: Any) -> None:
 
 def pair_tab(tab: gr.Tab, judge_next: Any) -> None:
     hint(
-        "Does B follow A? The second game of pre-training: did B stand after A, or was it taken from another document? Sharing a topic is "
-        "most of what it goes by."
+        "Does B follow A? The second game of pre-training: did B stand after A, or was it taken from another document? "
+        "Sharing a topic is most of what it goes by."
     )
     with gr.Row():
         first = gr.Textbox(PAIRS[0][0], label="Sentence A", elem_id="first", lines=2, min_width=260)
