@@ -99,7 +99,12 @@ def build_parser() -> Parser:
     export = add("export", "a finished run in another format")
     export.add_argument("run", type=Path)
     export.add_argument("--onnx", action="store_true", help="ONNX, checked against PyTorch in onnxruntime")
-    export.add_argument("--output", type=Path, help="file to write; RUN/model.onnx when not given")
+    export.add_argument(
+        "--int8", action="store_true", help="int8 weights with one scale per row: a quarter of the bytes"
+    )
+    export.add_argument(
+        "--output", type=Path, help="what to write: the ONNX file (RUN/model.onnx) or the int8 folder (RUN/int8)"
+    )
     report = add("report", "several runs of a recipe as one results.json, card and figures")
     report.add_argument("runs", type=Path, nargs="+")
     report.add_argument("--output", type=Path, required=True, help="folder, e.g. model_cards/vae-mnist")
@@ -243,12 +248,19 @@ def export(options: argparse.Namespace, rest: list[str]) -> None:
     from hf_papers.registry import register_all
 
     refuse_leftovers(rest)
-    if not options.onnx:
-        raise UserError("Export to what? Add --onnx.")
+    if not options.onnx and not options.int8:
+        raise UserError("Export to what? Add --onnx or --int8.")
+    if options.onnx and options.int8 and options.output is not None:
+        raise UserError("--output names one thing to write: export --onnx and --int8 one after the other.")
     register_all()
-    from hf_papers.hub.export import export_onnx
+    from hf_papers.hub.export import export_int8, export_onnx
 
-    print(f"Written and checked: {export_onnx(options.run, options.output or options.run / 'model.onnx')}")
+    if options.onnx:
+        print(f"Written and checked: {export_onnx(options.run, options.output or options.run / 'model.onnx')}")
+    if options.int8:
+        folder = export_int8(options.run, options.output or options.run / "int8")
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        print(f"Written and checked: {folder} ({size / 1e6:.2f} MB)")
 
 
 def report(options: argparse.Namespace, rest: list[str]) -> None:

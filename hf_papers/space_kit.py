@@ -87,6 +87,13 @@ CSS = """
 .bars .track div { width: 100%; border-radius: 4px 4px 0 0; background: #4f46e5; }
 .bars b, .bars span { display: block; }
 .bars span { color: var(--body-text-color-subdued); }
+.meter { display: grid; max-width: 720px;
+  grid-template-columns: minmax(84px, 22%) 1fr 52px; gap: 10px; align-items: center; margin: 5px 0;
+  font-size: .95rem; line-height: 1.25; }
+.meter .label { overflow-wrap: anywhere; }
+.meter .track { height: 14px; border-radius: 4px; background: var(--background-fill-secondary); overflow: hidden; }
+.meter .track span { display: block; height: 100%; border-radius: 4px; background: #4f46e5; }
+.meter .share { text-align: right; font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
 .hint { color: var(--body-text-color-subdued); font-size: .92rem; }
 footer { margin-top: 8px !important; }
 """
@@ -155,25 +162,33 @@ def bounded(value: Any, name: str, minimum: float, maximum: float) -> float:
 # ------------------------------------------------------------------------------------------------- checkpoint
 
 
-def checkpoint_source(default: Path) -> str:
-    """Where the checkpoint comes from: MODEL_ID (a folder or Hub id) or the folder beside the app."""
-    return os.environ.get("MODEL_ID", "").strip() or str(default)
+def checkpoint_source(default: Path, variable: str = "MODEL_ID") -> str:
+    """Where the checkpoint comes from: MODEL_ID (a folder or Hub id) or the folder beside the app.
+
+    `variable`: the name of the environment variable, for a Space with several checkpoints.
+    """
+    return os.environ.get(variable, "").strip() or str(default)
+
+
+def require_checkpoint(paper_key: str, default: Path) -> str:
+    """As `checkpoint_source`; a `UserError` says what to do when there is none."""
+    source = checkpoint_source(default)
+    if source == str(default) and not (default / "config.json").is_file():
+        recipe = next(iter(find_paper(paper_key).recipes), "embedded")
+        raise UserError(
+            f"There is no checkpoint for this Space in {default}. Train one with `hf-papers train {paper_key} "
+            f"--recipe {recipe} --output_dir runs/{paper_key}` and start the app with MODEL_ID=runs/{paper_key}, "
+            "or copy the configuration files and model.safetensors of a run there."
+        )
+    return source
 
 
 def load_model(paper_key: str, default: Path) -> PreTrainedModel:
     """The checkpoint in eval mode and float32, loaded strictly; `UserError` says what to do when there is none."""
     from hf_papers.hub.checkpoints import load_strict
 
-    paper, source = find_paper(paper_key), checkpoint_source(default)
-    beside_the_app = source == str(default)
-    if beside_the_app and not (default / "config.json").is_file():
-        recipe = next(iter(paper.recipes), "embedded")
-        raise UserError(
-            f"There is no checkpoint for this Space in {default}. Train one with `hf-papers train {paper_key} "
-            f"--recipe {recipe} --output_dir runs/{paper_key}` and start the app with MODEL_ID=runs/{paper_key}, "
-            "or copy config.json, preprocessor_config.json and model.safetensors of a run there."
-        )
-    return load_strict(paper, source).float().eval()
+    source = require_checkpoint(paper_key, default)
+    return load_strict(find_paper(paper_key), source).float().eval()
 
 
 def load_processor(paper_key: str, default: Path) -> Any:
@@ -249,6 +264,21 @@ def facts(values: dict[str, str]) -> str:
     return f'<div class="facts">{tiles}</div>'
 
 
+def percent(share: float) -> str:
+    """A share in words: whole per cents, below ten with one digit."""
+    return f"{share:.1%}" if share < 0.0995 else f"{share:.0%}"
+
+
+def meters(values: Sequence[tuple[str, float]]) -> str:
+    """(name, share from 0 to 1) as horizontal bars, the share beside each, as HTML."""
+    rows = "".join(
+        f'<div class="meter"><span class="label">{html.escape(name)}</span><span class="track">'
+        f'<span style="width: {100 * share:.1f}%"></span></span><span class="share">{percent(share)}</span></div>'
+        for name, share in values
+    )
+    return f'<div class="meters">{rows}</div>'
+
+
 def footer(paper_key: str, model: PreTrainedModel, default: Path) -> gr.HTML:
     """Bottom of the page: which checkpoint this is, how large, and what its own results.json says of it."""
     source = checkpoint_source(default)
@@ -270,12 +300,15 @@ def _result_sentence(results: dict[str, Any]) -> str:
     return f"test set: {', '.join(parts)}." if parts else "test results: not run yet."
 
 
-def launch(demo: gr.Blocks) -> None:
-    """Serve the page: bounded queue, nothing recorded, nothing sent. GRADIO_SERVER_NAME and _PORT are honoured."""
+def launch(demo: gr.Blocks, css: str = "") -> None:
+    """Serve the page: bounded queue, nothing recorded, nothing sent. GRADIO_SERVER_NAME and _PORT are honoured.
+
+    `css`: styles of this Space beside those that all share.
+    """
     demo.queue(default_concurrency_limit=1, max_size=16)
     demo.launch(
         theme=THEME,
-        css=CSS,
+        css=CSS + css,
         ssr_mode=False,
         show_error=True,
         run_history=False,
@@ -284,7 +317,7 @@ def launch(demo: gr.Blocks) -> None:
     )
 
 
-def run(build: Callable[[], gr.Blocks]) -> None:
+def run(build: Callable[[], gr.Blocks], css: str = "") -> None:
     """What `python app.py` does: build the page and serve it, or say in one sentence why not and exit with status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -292,7 +325,7 @@ def run(build: Callable[[], gr.Blocks]) -> None:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    launch(demo)
+    launch(demo, css)
 
 
 # ------------------------------------------------------------------------------------------------- drawing

@@ -21,12 +21,13 @@ from transformers.utils import logging as transformers_logging
 
 from hf_papers.errors import UserError
 from hf_papers.hub.problems import hub_problems
+from hf_papers.hub.quantized import INT8_WEIGHTS, read_quantized
 from hf_papers.registry import Paper
 
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-DOWNLOADED = ("*.json", "*.safetensors")
+DOWNLOADED = ("*.json", "*.safetensors", "vocab.txt")
 
 
 def load_strict(
@@ -49,6 +50,8 @@ def load_strict(
             when that file is overwritten in place or cut; so it is off unless asked for.
         options: more for `from_pretrained`, such as `dtype=` or `attn_implementation=`.
 
+    int8 weights (`hf-papers export RUN --int8`) are read where a folder has no others, and become floating point.
+
     Refused: no folder, no `config.json` or a broken one, a config of another model or with unknown options, no weights,
     pickled weights only, an LFS pointer instead of weights, empty, truncated or foreign files, missing shards, missing,
     unexpected or differently shaped keys, NaN or infinite weights.
@@ -57,10 +60,14 @@ def load_strict(
     config = read_config(folder)
     model_class = choose_class(model, config, folder) if isinstance(model, Paper) else model
     check_model_type(config, model_class, folder)
-    for file in weight_files(folder):
+    quantized = is_quantized(folder)
+    for file in [folder / INT8_WEIGHTS] if quantized else weight_files(folder):
         check_weight_file(file)
     try:
-        loaded, info = _load_quietly(model_class, folder, disable_mmap=not mmap, **options)
+        if quantized:
+            loaded, info = _load_int8(model_class, folder, **options)
+        else:
+            loaded, info = _load_quietly(model_class, folder, disable_mmap=not mmap, **options)
     except (TypeError, ValueError, RuntimeError) as error:  # an option of the config, or a class that cannot be built
         raise UserError(
             f"The checkpoint in {folder} cannot be loaded as {model_class.__name__}: {_reason(error)}"
@@ -70,7 +77,20 @@ def load_strict(
     return loaded.eval()
 
 
-def _load_quietly(model_class: type[PreTrainedModel], folder: Path, **options: Any) -> tuple[PreTrainedModel, dict]:
+def is_quantized(folder: Path) -> bool:
+    """Whether int8 weights are the only ones in the folder: the exact ones win."""
+    return (folder / INT8_WEIGHTS).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
+def _load_int8(model_class: type[PreTrainedModel], folder: Path, **options: Any) -> tuple[PreTrainedModel, dict]:
+    weights = read_quantized(folder / INT8_WEIGHTS)
+    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    return _load_quietly(model_class, None, config=config, state_dict=weights, **options)
+
+
+def _load_quietly(
+    model_class: type[PreTrainedModel], folder: Path | None, **options: Any
+) -> tuple[PreTrainedModel, dict]:
     """`from_pretrained` without its printed report: what it reports is raised by `check_keys`."""
     with quiet_transformers():
         return model_class.from_pretrained(
@@ -169,6 +189,11 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder} lacks {len(missing)} of its {len(names)} weight files: {_some(missing)}. Download it anew."
             )
         return [folder / name for name in names]
+    if (folder / INT8_WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} holds rounded weights only ({INT8_WEIGHTS}), which are made to be used and not to be trained "
+            "further. Name the run that they were exported from."
+        )
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise UserError(

@@ -1,4 +1,4 @@
-"""From a checkpoint to an ONNX file that runs without PyTorch, checked against PyTorch before it is handed over."""
+"""From a checkpoint to other formats: ONNX, which runs without PyTorch, and int8, which is small. Both are checked first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -18,13 +19,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_papers.errors import UserError, nearest
-from hf_papers.hub.checkpoints import load_strict
+from hf_papers.hub.checkpoints import INDEX, WEIGHTS, load_strict, locate
+from hf_papers.hub.quantized import save_quantized
 from hf_papers.registry import papers
 
 
 OPSET = 20  # read by onnxruntime from 1.17 (early 2024) on
 TOLERANCE = 1e-4  # largest difference from PyTorch in float32, relative to the largest number of an output
 CHECKED_BATCH_SIZES = (3, 1)  # neither is the batch of four that the exporter sees
+# What goes with int8 weights: how texts and images become inputs, and what the exact weights measured.
+COMPANIONS = (
+    "preprocessor_config.json",
+    "results.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
 SINGLE_FILE_LIMIT = 1_800_000_000  # bytes; a protobuf file ends at 2 GB, beyond it weights go into a file beside it
 
 
@@ -40,6 +51,34 @@ def export_onnx(folder: str | Path, output: str | Path, opset: int = OPSET) -> P
     """
     _require_onnx()
     return export_model(load_model(Path(folder)), output, opset)
+
+
+def export_int8(folder: str | Path, output: str | Path) -> Path:
+    """Writes the model of a run or checkpoint folder into the folder `output` with int8 weights, and returns it.
+
+    Beside the weights lie config.json, the tokenizer or image processor, and results.json where there is one. The files
+    appear under their names after `load_strict` has read them; older ones of these names are replaced.
+
+    Raises `UserError` when the folder holds no sound checkpoint of a known paper, or `output` holds exact weights already:
+    it would then hold two models.
+    """
+    source, output = locate(Path(folder)), Path(output)
+    if output.is_file():
+        raise UserError(f"'{output}' is a file; name the folder to write.")
+    if any((output / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise UserError(f"'{output}' holds exact weights, which would be used instead: name another folder.")
+    model = load_model(source)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".int8-") as temporary:
+        staged = Path(temporary)
+        save_quantized(model, staged)
+        load_strict(type(model), staged)
+        for name in COMPANIONS:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, staged / name)
+        for path in sorted(staged.iterdir()):
+            os.replace(path, output / path.name)
+    return output
 
 
 def load_model(folder: Path) -> PreTrainedModel:

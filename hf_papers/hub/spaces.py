@@ -27,6 +27,10 @@ CHECKPOINT_FILES = (
     "config.json",
     "preprocessor_config.json",
     "results.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
     "*.safetensors",
     "*.safetensors.index.json",
 )

@@ -37,6 +37,7 @@ def offline_environment(**more: str) -> dict[str, str]:
     """The environment of an app that must do without the network."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO")}
     environment.pop("MODEL_ID", None)
+    environment.pop("CLASSIFIER_ID", None)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     offline = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
     return {**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **offline, **more}
@@ -74,7 +75,10 @@ def start_app(app: Path, model: Path) -> Server:
     """The app, answering; fails with its output when it ends or stays silent."""
     port = free_port()
     environment = offline_environment(
-        MODEL_ID=str(model), GRADIO_SERVER_PORT=str(port), GRADIO_SERVER_NAME="127.0.0.1"
+        MODEL_ID=str(model),
+        CLASSIFIER_ID=str(model / "classifier"),  # read by BERT's alone
+        GRADIO_SERVER_PORT=str(port),
+        GRADIO_SERVER_NAME="127.0.0.1",
     )
     process = subprocess.Popen(
         [sys.executable, str(app)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -108,7 +112,40 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             size = {"height": model.config.image_size, "width": model.config.image_size}
             paper.image_processor_class(size=size).save_pretrained(folder)
         folders[key] = folder
+    folders["bert"] = bert_checkpoints(tmp_path_factory.mktemp("bert-checkpoint"))
     return folders
+
+
+BERT_TEXTS = [
+    "the movie was so good that we left before the end",
+    "she opened the door and looked at the letter quickly and slowly",
+    "a warm funny and moving film, it is one of the best of the year .",
+]
+
+
+def bert_checkpoints(folder: Path) -> Path:
+    """A tiny BERT with int8 weights and its tokenizer, and in `classifier` one that sorts texts, exact weights."""
+    import torch
+
+    from hf_papers import find_paper
+    from hf_papers.hub.quantized import save_quantized
+    from hf_papers.papers.bert.tokenization_bert import train_tokenizer
+
+    paper, tokenizer = find_paper("bert"), train_tokenizer(BERT_TEXTS, 90, min_frequency=1)
+    labels = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    config = paper.config_class.from_preset("tiny", vocab_size=90, max_position_embeddings=40, **labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = paper.model_class(config)
+        classifier = paper.model_classes["AutoModelForSequenceClassification"](config)
+        for network in (model, classifier):
+            for parameter in network.parameters():
+                parameter.data.mul_(3.0)
+    save_quantized(model, folder)
+    classifier.save_pretrained(folder / "classifier")
+    for place in (folder, folder / "classifier"):
+        tokenizer.save_pretrained(place)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -24,11 +24,13 @@ ENDPOINTS = {
     "vae": {"/decode", "/sample", "/reconstruct", "/interpolate", "/latent_map"},
     "gan": {"/sample", "/walk", "/judge", "/nearest_real"},
     "dqn": {"/run_episode", "/map_survival"},
+    "bert": {"/fill_blanks", "/classify", "/judge_pair", "/attention", "/map_sentences"},
 }
 TABS = {
     "vae": {"Knobs": "decoded", "Your digit": None, "Between two": "latent-way", "Map": "map"},
     "gan": {"Sample": "samples", "Walk": "strip", "Critic": "worst", "Copying?": "pairs"},
     "dqn": {"One episode": None, "Where it holds": None},
+    "bert": {"Fill in": None, "Sentiment": None, "Next?": None, "Attention": None, "Map": None},
 }
 
 
@@ -175,6 +177,59 @@ def test_dqn_refuses_half_a_seed_in_words(visit: Callable[..., Visit]) -> None:
     page.screenshot("dqn-wrong-input")
 
 
+def test_bert_fills_blanks(visit: Callable[..., Visit]) -> None:
+    page = visit("bert")
+    answer = page.page.locator("#blank-answer")
+    answer.locator(".meter").first.wait_for()
+    field = page.page.locator("#blank-text textarea")
+    field.fill("the ___ was [MASK] <b>{{value}}</b> ${1+1} 你好")
+    page.page.get_by_role("button", name="Guess").click()
+    answer.get_by_text("Blank 2").wait_for()
+    assert answer.locator(".meter").count() == 10 and answer.locator("mark").count() == 2
+    text = answer.inner_text()
+    assert "<b>{{value}}</b> ${1+1}" in text, "what a visitor types is text"
+    assert "read as [UNK]" in text and "你" in text and "Each blank is guessed for itself" in text
+    page.screenshot("bert-blanks")
+    page.page.get_by_role("button", name="She opened the ___").click()
+    page.page.wait_for_function("document.querySelectorAll('#blank-answer .meter').length === 5")
+    assert field.input_value().startswith("She opened the")
+    assert page.foreign_requests() == [] and page.problems == []
+
+
+def test_bert_answers_in_every_tab(visit: Callable[..., Visit]) -> None:
+    page = visit("bert", width=390, height=844)
+    page.open_tab("Sentiment")
+    page.page.locator("#sentiment .meter").nth(1).wait_for()
+    assert "negative" in page.page.locator("#sentiment").inner_text()
+    page.open_tab("Next?")
+    page.page.locator("#next .meter").nth(1).wait_for()
+    page.open_tab("Attention")
+    page.page.locator("#looks td").nth(20).wait_for()
+    assert page.overflow() <= 0, "a wide table scrolls in its own frame"
+    before = page.page.locator("#looks").inner_html()
+    page.page.locator("#layer input").click()
+    page.page.get_by_role("option", name="layer 2").click()
+    page.page.wait_for_function("before => document.querySelector('#looks').innerHTML !== before", arg=before)
+    page.screenshot("bert-phone-looks")
+    page.open_tab("Map")
+    page.page.locator("#map circle").nth(11).wait_for()
+    assert page.page.locator("#map ol li").count() == 12 and page.overflow() <= 0
+    page.screenshot("bert-phone-map")
+    assert page.foreign_requests() == [] and page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "There is no text"), ("no blank here", "There is no blank"), ("[MASK] ___", "nothing but blanks")],
+)
+def test_bert_says_what_is_missing(visit: Callable[..., Visit], text: str, words: str) -> None:
+    page = visit("bert")
+    page.page.locator("#blank-answer .meter").first.wait_for()
+    page.page.locator("#blank-text textarea").fill(text)
+    page.page.get_by_role("button", name="Guess").click()
+    assert words in page.complaint()
+
+
 @pytest.mark.parametrize("key", SPACES)
 def test_fits_a_phone(visit: Callable[..., Visit], key: str) -> None:
     page = visit(key, width=390, height=844)
@@ -210,6 +265,24 @@ def test_api_answers_and_refuses_in_words(serve: Callable[[str], Any]) -> None:
     assert episode == again
     with pytest.raises(AppError, match="whole number"):
         client.predict(0.0, 0.0, 0.0, -3, api_name="/run_episode")
+
+
+def test_bert_answers_calls_in_numbers(serve: Callable[[str], Any]) -> None:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(serve("bert").url, verbose=False)
+    _, blanks = client.predict("the ___ was ___", api_name="/fill_blanks")
+    assert [len(candidates) for candidates in blanks] == [5, 5]
+    assert all(0 < share <= 1 for candidates in blanks for _, share in candidates)
+    _, classes = client.predict("a warm film", api_name="/classify")
+    assert list(classes) == ["negative", "positive"] and sum(classes.values()) == pytest.approx(1, abs=1e-4)
+    _, answer = client.predict("a film\nthe door\nthe letter", "PCA", api_name="/map_sentences")
+    assert len(answer["places"]) == 3 and all(1 <= number <= 3 for number in answer["nearest"])
+    with pytest.raises(AppError, match="at least two sentences"):
+        client.predict("one line", "PCA", api_name="/map_sentences")
+    with pytest.raises(AppError, match="choose from layer 1 to layer 2"):
+        client.predict("a film", "layer 9", "head 1", api_name="/attention")
 
 
 @pytest.mark.parametrize("key", SPACES)
