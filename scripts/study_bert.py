@@ -5,7 +5,7 @@ The studies are few-shot, frozen, embeddings, attention and ablations; `--help` 
 
 import sys
 
-from hf_papers.papers.bert.study_bert import main
+from hf_papers.studies.bert.commands import main
 
 
 if __name__ == "__main__":

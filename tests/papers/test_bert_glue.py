@@ -16,12 +16,12 @@ from transformers import BertTokenizer
 
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.configuration_bert import PaperBertConfig
-from hf_papers.papers.bert.glue_answers import answer_texts, write_answers, write_submission, write_tsv
 from hf_papers.papers.bert.glue_bert import GLUE, LEARNING_RATES, TABLE_1, TABLE_1_AVERAGE, TABLE_COLUMNS
 from hf_papers.papers.bert.glue_data import balanced_rows
-from hf_papers.papers.bert.glue_runs import execute, make_plan
-from hf_papers.papers.bert.glue_table import GlueScores, Try, pick, render_search, render_table
 from hf_papers.papers.bert.modeling_bert import PaperBertForPreTraining, PaperBertForSequenceClassification
+from hf_papers.studies.bert.glue_answers import answer_texts, write_answers, write_submission, write_tsv
+from hf_papers.studies.bert.glue_runs import execute, make_plan
+from hf_papers.studies.bert.glue_table import GlueScores, Try, pick, render_search, render_table
 from hf_papers.training.finish import evaluate_run, load_run, run_recipe
 from hf_papers.training.recipe import load_recipe, load_run_recipe
 from hf_papers.training.task import Context

@@ -27,14 +27,14 @@ from hf_papers.papers.bert.modeling_bert import (
     PaperBertModel,
     PaperBertPreTrainedModel,
 )
-from hf_papers.papers.bert.study_ablations import TABLE_5, VARIANTS, check_pretrainings, render_table
-from hf_papers.papers.bert.study_attention import Heads, even_attention, measure_heads, token_measures
-from hf_papers.papers.bert.study_bert import command
-from hf_papers.papers.bert.study_cloze import Cloze, ClozeJudge, NoAnswer, find_cloze, load_judge, parse_words
-from hf_papers.papers.bert.study_embeddings import TextVectors, chance_agreement, neighbour_agreement, silhouette
-from hf_papers.papers.bert.study_runs import Start, load_start, summarise
-from hf_papers.papers.bert.study_table import studies_table
 from hf_papers.papers.bert.tokenization_bert import train_tokenizer
+from hf_papers.studies.bert.ablations import TABLE_5, VARIANTS, check_pretrainings, render_table
+from hf_papers.studies.bert.attention import Heads, even_attention, measure_heads, token_measures
+from hf_papers.studies.bert.cloze import Cloze, ClozeJudge, NoAnswer, find_cloze, load_judge, parse_words
+from hf_papers.studies.bert.commands import command
+from hf_papers.studies.bert.embeddings import TextVectors, chance_agreement, neighbour_agreement, silhouette
+from hf_papers.studies.bert.runs import Start, load_start, summarise
+from hf_papers.studies.bert.table import studies_table
 from hf_papers.training.recipe import load_recipe
 
 
@@ -384,7 +384,7 @@ def test_the_commands_make_pre_trainings_of_the_right_kind(capsys: pytest.Captur
 def test_table_5_is_read_from_finished_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from hf_papers.papers.bert import study_runs
+    from hf_papers.studies.bert import runs as study_runs
 
     folders = {name: pretraining(tmp_path / name, name) for name in VARIANTS}
     scores = {"with_nsp": (0.8, 0.7), "without_nsp": (0.6, 0.6), "left_to_right": (0.5, 0.4)}
@@ -683,8 +683,8 @@ def test_the_python_of_the_readme_works(
 
 def test_the_commands_of_the_readme_mean_something():
     from hf_papers.cli import build_parser
-    from hf_papers.papers.bert.glue_runs import make_plan
-    from hf_papers.papers.bert.study_bert import STUDIES
+    from hf_papers.studies.bert.commands import STUDIES
+    from hf_papers.studies.bert.glue_runs import make_plan
 
     code = "\n".join(re.findall(r"```bash\n(.*?)```", readme(), re.DOTALL))
     lines = [shlex.split(line, comments=True) for line in code.splitlines() if line.strip()]

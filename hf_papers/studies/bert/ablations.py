@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_bert import GLUE, find_glue
-from hf_papers.papers.bert.study_runs import Study, read_run, summarise_runs
 from hf_papers.reports.aggregate import recipe_values
 from hf_papers.reports.curves import COLOURS, save_picture, style_axes
+from hf_papers.studies.bert.runs import Study, read_run, summarise_runs
 from hf_papers.training.recipe import load_run_recipe
 
 

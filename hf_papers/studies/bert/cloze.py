@@ -20,7 +20,7 @@ from hf_papers.data import Padding
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_start import Start
 from hf_papers.papers.bert.modeling_bert import PaperBertForMaskedLM
-from hf_papers.papers.bert.study_runs import device, load_start
+from hf_papers.studies.bert.runs import device, load_start
 
 
 GAP = re.compile(r"(\{text_b\}|\{text\}|\{mask\})")

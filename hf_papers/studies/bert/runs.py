@@ -19,11 +19,11 @@ import torch
 from hf_papers.errors import UserError, nearest
 from hf_papers.hub.checkpoints import check_finite, quiet_transformers
 from hf_papers.papers.bert.glue_bert import find_glue
-from hf_papers.papers.bert.glue_runs import run_once
 from hf_papers.papers.bert.glue_start import Start, sentences
 from hf_papers.papers.bert.modeling_bert import PaperBertPreTrainedModel
 from hf_papers.papers.bert.training_glue import GlueTask
 from hf_papers.reports.aggregate import aggregate, write_json
+from hf_papers.studies.bert.glue_runs import run_once
 from hf_papers.training.recipe import Recipe, coerce, load_recipe
 from hf_papers.training.run import command_line, current_commit, describe_hardware, installed_versions
 from hf_papers.training.task import Context

@@ -12,8 +12,8 @@ from typing import Any
 from hf_papers.cli import parse_overrides, print_results
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_bert import EPOCHS, GLUE, LEARNING_RATES, find_glue
-from hf_papers.papers.bert.glue_table import GlueScores, Try, pick, render_search, render_table
 from hf_papers.registry import register_all
+from hf_papers.studies.bert.glue_table import GlueScores, Try, pick, render_search, render_table
 from hf_papers.training.arguments import TrainingArguments
 from hf_papers.training.interruption import Interrupted
 from hf_papers.training.launcher import inside_launcher, refuse_half_a_launch, relaunch
@@ -328,7 +328,7 @@ def report_task(
 
 
 def _predict(plan: Plan, folders: list[Path]) -> None:
-    from hf_papers.papers.bert.glue_answers import write_answers
+    from hf_papers.studies.bert.glue_answers import write_answers
 
     best = max(folders, key=dev_score)
     for path in write_answers(best, plan.output_dir / "submission"):
@@ -336,7 +336,7 @@ def _predict(plan: Plan, folders: list[Path]) -> None:
 
 
 def _tell_submission(plan: Plan) -> None:
-    from hf_papers.papers.bert.glue_answers import write_submission
+    from hf_papers.studies.bert.glue_answers import write_submission
 
     if plan.tasks == (None,):
         return

@@ -14,8 +14,9 @@ from torch import nn
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_start import Start
 from hf_papers.papers.bert.modeling_bert import PaperBertModel
-from hf_papers.papers.bert.study_learning import labels_of, read_full_runs
-from hf_papers.papers.bert.study_runs import (
+from hf_papers.reports.curves import COLOURS, save_picture
+from hf_papers.studies.bert.learning import labels_of, read_full_runs
+from hf_papers.studies.bert.runs import (
     Study,
     context,
     describe_subject,
@@ -24,7 +25,6 @@ from hf_papers.papers.bert.study_runs import (
     summarise,
     summarise_runs,
 )
-from hf_papers.reports.curves import COLOURS, save_picture
 
 
 Pooling = Literal["cls", "mean"]

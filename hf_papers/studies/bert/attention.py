@@ -14,8 +14,8 @@ from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_data import TextEncoder
 from hf_papers.papers.bert.glue_start import load_tokenizer
 from hf_papers.papers.bert.modeling_bert import PaperBertModel
-from hf_papers.papers.bert.study_runs import Study, describe_subject, device, load_start, summarise
 from hf_papers.reports.curves import save_picture
+from hf_papers.studies.bert.runs import Study, describe_subject, device, load_start, summarise
 
 
 # Shares of a head's attention, and the entropy of where it looks in nats.

@@ -37,10 +37,10 @@ Every option of run_glue.py works too, e.g. --max_length 64 --learning_rate 3e-5
 
 
 def studies() -> dict[str, Callable]:
-    from hf_papers.papers.bert.study_ablations import ablation_study
-    from hf_papers.papers.bert.study_attention import attention_study
-    from hf_papers.papers.bert.study_embeddings import embedding_study
-    from hf_papers.papers.bert.study_learning import few_shot_study, frozen_study
+    from hf_papers.studies.bert.ablations import ablation_study
+    from hf_papers.studies.bert.attention import attention_study
+    from hf_papers.studies.bert.embeddings import embedding_study
+    from hf_papers.studies.bert.learning import few_shot_study, frozen_study
 
     return {
         "few-shot": few_shot_study,
@@ -76,9 +76,9 @@ def command(words: list[str], root: Path = Path()) -> int:
         return _table("--check" in rest, root)
     if name not in STUDIES:
         raise UserError(f"There is no study '{name}'.{nearest(name, STUDIES)} The studies are: {', '.join(STUDIES)}.")
-    from hf_papers.papers.bert.glue_runs import house_options
-    from hf_papers.papers.bert.study_runs import Study
     from hf_papers.registry import register_all
+    from hf_papers.studies.bert.glue_runs import house_options
+    from hf_papers.studies.bert.runs import Study
 
     register_all()
     options = house_options(rest)
@@ -90,7 +90,7 @@ def command(words: list[str], root: Path = Path()) -> int:
 
 
 def _table(check: bool, root: Path) -> int:
-    from hf_papers.papers.bert.study_table import fill_readme
+    from hf_papers.studies.bert.table import fill_readme
 
     path, text = fill_readme(root, STUDIES)
     if path.read_text(encoding="utf-8") == text:

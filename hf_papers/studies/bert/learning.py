@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from hf_papers.errors import UserError
 from hf_papers.metrics.glue import measure
-from hf_papers.papers.bert.study_cloze import ClozeJudge, NoAnswer, find_cloze, load_judge
-from hf_papers.papers.bert.study_runs import (
+from hf_papers.reports.curves import COLOURS, save_picture, style_axes
+from hf_papers.studies.bert.cloze import ClozeJudge, NoAnswer, find_cloze, load_judge
+from hf_papers.studies.bert.runs import (
     Study,
     describe_subject,
     need_classes,
@@ -21,7 +22,6 @@ from hf_papers.papers.bert.study_runs import (
     summarise,
     summarise_runs,
 )
-from hf_papers.reports.curves import COLOURS, save_picture, style_axes
 from hf_papers.training.recipe import difference, load_run_recipe
 
 
