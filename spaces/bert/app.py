@@ -249,7 +249,7 @@ CSS = """
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr)); gap: 14px 28px; }
 .tab-container button { padding-left: clamp(5px, 1.6vw, 16px); padding-right: clamp(5px, 1.6vw, 16px); }
 .examples button { white-space: normal; text-align: left; }
-.looks { overflow-x: auto; max-width: 100%; }
+.looks { overflow-x: auto; contain: inline-size; max-width: calc(100vw - 24px); }
 .looks table { border: 0 !important; border-collapse: separate; border-spacing: 1px; width: auto; margin: 0 0 6px; }
 .looks th, .looks td { padding: 0; border: 0; font-weight: 400; font-size: .82rem; line-height: 1; }
 .looks thead th { height: 84px; vertical-align: bottom; }

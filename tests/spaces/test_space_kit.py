@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -297,3 +298,61 @@ def test_reference_takes_as_many_of_each_class(models: dict[str, Path], tmp_path
     tensors = load_file(tmp_path / "reference.safetensors")
     assert tensors["images"].shape == (30, 8, 8) and tensors["images"].dtype == torch.uint8
     assert tensors["labels"].bincount().tolist() == [3] * 10
+
+
+# --------------------------------------------------------------------------------------------- bert
+
+
+def bert_reader(models: dict[str, Path]) -> Any:
+    from hf_papers.papers.bert.reading_bert import load_reader
+
+    return load_reader(models["bert"])
+
+
+def test_sentences_keep_their_distances_on_a_plane_that_holds_them() -> None:
+    """Points that lie in a plane of many dimensions: PCA must not change any distance between them."""
+    plane, _ = torch.linalg.qr(torch.randn(30, 2, generator=torch.Generator().manual_seed(0)))
+    vectors = torch.randn(12, 2, generator=torch.Generator().manual_seed(1)) @ plane.T + 5.0
+    places = load_app("bert").principal_components(vectors)
+    torch.testing.assert_close(torch.cdist(places, places), torch.cdist(vectors, vectors), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "count, method, used", [(2, "t-SNE", "PCA"), (6, "t-SNE", "t-SNE"), (25, "Automatic", "t-SNE")]
+)
+def test_any_number_of_sentences_gets_a_map(models: dict[str, Path], count: int, method: str, used: str) -> None:
+    app, reader = load_app("bert"), bert_reader(models)
+    found = app.map_sentences(reader, "\n".join(f"{'the door ' * (n % 7 + 1)} film" for n in range(count)), method)
+    assert found.method == used and found.places.shape == (count, 2) and bool(torch.isfinite(found.places).all())
+    assert all(number != other for number, other in enumerate(found.nearest))
+    assert app.draw_map(found).count("<circle") == count
+
+
+def test_sentences_that_are_all_the_same_have_a_map_too(models: dict[str, Path]) -> None:
+    app = load_app("bert")
+    found = app.map_sentences(bert_reader(models), "the door\nthe door\n\n  the door\n", "PCA")
+    assert "nan" not in app.draw_map(found) and found.similarity == pytest.approx([1, 1, 1], abs=1e-4)
+
+
+def test_more_than_two_hundred_sentences_are_cut_with_a_note(models: dict[str, Path]) -> None:
+    found = load_app("bert").map_sentences(bert_reader(models), "the door\n" * 201 + "🙂", "PCA")
+    assert len(found.sentences) == 200 and found.notes == ["The first 200 of 202 lines are shown."]
+
+
+@pytest.mark.parametrize("text", ["", "one line", "\n\n", None])
+def test_a_map_of_one_sentence_is_refused(models: dict[str, Path], text: str | None) -> None:
+    with pytest.raises(UserError, match="at least two sentences"):
+        load_app("bert").map_sentences(bert_reader(models), text, "PCA")
+
+
+def test_attention_is_drawn_row_by_row_and_names_are_escaped() -> None:
+    from hf_papers.papers.bert.reading_bert import Attention
+
+    weights = torch.zeros(1, 2, 4, 4)
+    weights[0, 1, 1, 2] = 1.0  # "<b>" looks at "cat", in the second head
+    weights[0, 1, 0, 0] = weights[0, 1, 2, 2] = weights[0, 1, 3, 3] = 0.5
+    drawn = load_app("bert").draw_attention(Attention(["[CLS]", "<b>", "cat", "[SEP]"], weights, ["A note."]), 0, 1)
+    assert '<td style="--a:1.00" title="&lt;b&gt; → cat: 100%">' in drawn and drawn.count("<td style") == 16
+    assert "From word to word most: &lt;b&gt; → cat 100%" in drawn and "<b>" not in drawn and "A note." in drawn
+    mean = load_app("bert").draw_attention(Attention(["[CLS]", "a", "cat", "[SEP]"], weights, []), 0, None)
+    assert "Darkest: 50%" in mean

@@ -281,7 +281,7 @@ def test_bert_answers_calls_in_numbers(serve: Callable[[str], Any]) -> None:
     assert len(answer["places"]) == 3 and all(1 <= number <= 3 for number in answer["nearest"])
     with pytest.raises(AppError, match="at least two sentences"):
         client.predict("one line", "PCA", api_name="/map_sentences")
-    with pytest.raises(AppError, match="choose from layer 1 to layer 2"):
+    with pytest.raises(AppError, match="layer 9 is not in the list"):
         client.predict("a film", "layer 9", "head 1", api_name="/attention")
 
 
