@@ -118,11 +118,10 @@ class BertPretrainingTask(Task):
     def _check_options(self) -> None:
         """Refuse what does not go together, before anything is read."""
         options, config = self.options, self.config
-        longest = max(options.sequence_length, options.long_sequence_length if options.long_sequence_share else 0)
-        if longest > config.max_position_embeddings:
+        if self.longest > config.max_position_embeddings:
             raise UserError(
-                f"Sequences of {longest} tokens do not fit a model of {config.max_position_embeddings} positions: lower "
-                f"--sequence_length (or --long_sequence_length), or set --max_position_embeddings {longest}."
+                f"Sequences of {self.longest} tokens do not fit a model of {config.max_position_embeddings} positions: lower "
+                f"--sequence_length (or --long_sequence_length), or set --max_position_embeddings {self.longest}."
             )
         if config.causal_attention != (options.objective == "left_to_right"):
             right = "true" if options.objective == "left_to_right" else "false"
@@ -135,6 +134,12 @@ class BertPretrainingTask(Task):
             raise UserError(f"The objective {options.objective} needs --next_sentence_prediction {right}.")
         if options.objective == "mlm_nsp" and config.type_vocab_size < 2:
             raise UserError("Pairs of sentences need --type_vocab_size 2.")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequences that are trained on, which are those a model is judged on."""
+        options = self.options
+        return max(options.sequence_length, options.long_sequence_length if options.long_sequence_share else 0)
 
     # The vocabulary
 
@@ -295,7 +300,7 @@ class BertPretrainingTask(Task):
             self._held_out[split] = fixed_batches(
                 self._documents(name),
                 self._batch_maker(),
-                length=options.sequence_length,
+                length=self.longest,
                 batch_size=EVALUATION_BATCH,
                 limit=options.evaluation_sequences,
                 seed=EVALUATION_SEEDS[split],
