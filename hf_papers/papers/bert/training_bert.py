@@ -120,8 +120,8 @@ class BertPretrainingTask(Task):
         options, config = self.options, self.config
         if self.longest > config.max_position_embeddings:
             raise UserError(
-                f"Sequences of {self.longest} tokens do not fit a model of {config.max_position_embeddings} positions: lower "
-                f"--sequence_length (or --long_sequence_length), or set --max_position_embeddings {self.longest}."
+                f"Sequences of {self.longest} tokens do not fit a model of {config.max_position_embeddings} positions: "
+                f"lower --sequence_length (or --long_sequence_length), or set --max_position_embeddings {self.longest}."
             )
         if config.causal_attention != (options.objective == "left_to_right"):
             right = "true" if options.objective == "left_to_right" else "false"
