@@ -5,7 +5,7 @@ The option names are those of transformers' run_glue_no_trainer.py; every option
 
 import sys
 
-from hf_papers.papers.bert.glue_runs import main
+from hf_papers.studies.bert.glue_runs import main
 
 
 if __name__ == "__main__":

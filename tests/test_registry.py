@@ -17,8 +17,13 @@ from hf_papers.registry import PAPERS_FOLDER, Paper, find_paper, papers, registe
 
 
 PACKAGE = Path(hf_papers.__file__).parent
-TRAVELLING = ("configuration_", "modeling_", "image_processing_")  # files that go to the Hub as remote code
-MAY_TRAVEL = {"torch", "transformers", "huggingface_hub", "numpy"}
+TRAVELLING = (
+    "configuration_",
+    "modeling_",
+    "conversion_",
+    "image_processing_",
+)  # files that go to the Hub as remote code
+MAY_TRAVEL = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy"}
 FLOORS = {  # who may import whom, within hf_papers; a floor that is not named may import everything
     "errors": set(),
     "registry": {"errors"},

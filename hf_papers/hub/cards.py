@@ -89,17 +89,19 @@ def card_data(paper: Paper, recipe: dict[str, Any], results: dict[str, Any], nam
     scores = scores_of(results)
     data_set = hub_dataset(recipe)
     source_type, source_name = data_source(recipe)
+    task_type = recipe.get("task_type")
+    pipeline_tag = (paper.find_task(task_type).pipeline_tag if task_type else None) or paper.pipeline_tag
     return ModelCardData(
         license=paper.license,
         library_name="transformers",
-        pipeline_tag=paper.pipeline_tag,
+        pipeline_tag=pipeline_tag,
         datasets=[data_set] if data_set else None,
         metrics=sorted(scores) or None,
         tags=[*paper.tags, f"arxiv:{paper.arxiv}", PROJECT],
         model_name=name if scores else None,
         eval_results=[
             EvalResult(
-                task_type=paper.pipeline_tag or "other",
+                task_type=pipeline_tag or "other",
                 dataset_type=source_type,
                 dataset_name=source_name,
                 dataset_config=(recipe.get("data") or {}).get("dataset_config") if data_set else None,

@@ -21,7 +21,8 @@ _HOMES = {
     ),
     "modes": ("ModeCoverage", "fit_mode_classifier", "mode_coverage"),
     "neighbours": ("diversity_ratio", "mean_pairwise_distance", "nearest_neighbours"),
-    "evaluate_metrics": ("ModeCoverageMetric", "ParzenLogLikelihoodMetric"),
+    "glue": ("GLUE_METRICS", "glue_metrics"),
+    "evaluate_metrics": ("GlueMetric", "ModeCoverageMetric", "ParzenLogLikelihoodMetric"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -13,13 +13,36 @@ import evaluate
 import numpy as np
 import torch
 
+from hf_papers.metrics.glue import glue_metrics
 from hf_papers.metrics.modes import coverage_of_labels
 from hf_papers.metrics.parzen import log_spaced_sigmas, parzen_log_likelihood, parzen_window_evaluation
 
 
+_GLUE_CITATION = """@inproceedings{wang2019glue, title={{GLUE}: A Multi-Task Benchmark and Analysis Platform for Natural
+Language Understanding}, author={Wang, Alex and Singh, Amanpreet and Michael, Julian and Hill, Felix and Levy, Omer and
+Bowman, Samuel R.}, booktitle={ICLR}, year={2019}}"""
 _GAN_CITATION = """@article{goodfellow2014generative, title={Generative Adversarial Networks}, author={Goodfellow, Ian J. and
 Pouget-Abadie, Jean and Mirza, Mehdi and Xu, Bing and Warde-Farley, David and Ozair, Sherjil and Courville, Aaron and
 Bengio, Yoshua}, journal={arXiv:1406.2661}, year={2014}}"""
+
+
+class GlueMetric(evaluate.Metric):
+    """`GlueMetric("mrpc").compute(predictions=classes, references=labels)` -> that task's official measures, and `score`.
+
+    It works offline, where `evaluate.load("glue", "mrpc")` asks the Hub for code.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        kind = "float32" if self.config_name == "stsb" else "int64"
+        return evaluate.MetricInfo(
+            description="The official measures of a task of GLUE; `score` is the one in table 1 of 1810.04805.",
+            citation=_GLUE_CITATION,
+            inputs_description="predictions, references: class numbers; for stsb numbers from 0 to 5.",
+            features=datasets.Features({"predictions": datasets.Value(kind), "references": datasets.Value(kind)}),
+        )
+
+    def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        return glue_metrics(self.config_name, predictions, references)
 
 
 class ParzenLogLikelihoodMetric(evaluate.Metric):

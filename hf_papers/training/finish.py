@@ -22,8 +22,11 @@ from hf_papers.training.task import Context, Task
 from hf_papers.training.trainer import Trainer
 
 
-def run_recipe(recipe: Recipe) -> Path:
-    """Train, evaluate, save, describe and, where asked for, publish. Returns the run's folder."""
+def run_recipe(recipe: Recipe, more_follow: bool = False) -> Path:
+    """Train, evaluate, save, describe and, where asked for, publish. Returns the run's folder.
+
+    With `more_follow` the processes stay connected for the next run; the last one lets go of them.
+    """
     arguments = recipe.training
     if arguments.push_to_hub:
         check_can_push(arguments.hub_model_id)
@@ -33,7 +36,7 @@ def run_recipe(recipe: Recipe) -> Path:
     trainer.train()
     finish(trainer)
     is_first = trainer.accelerator.is_main_process
-    trainer.end()
+    trainer.end(more_follow)
     if arguments.push_to_hub and is_first:
         print(f"Published at {push_run(run.folder, arguments.hub_model_id)}")
     return run.folder

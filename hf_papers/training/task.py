@@ -62,6 +62,7 @@ class Task:
     Options: ClassVar[type] = NoOptions
     best_metric: ClassVar[str] = "loss"  # of `evaluate(..., "validation")`; decides which weights are the best
     greater_is_better: ClassVar[bool] = False
+    pipeline_tag: ClassVar[str | None] = None  # what the Hub's widget does with the model, where it is not the paper's
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -453,11 +453,15 @@ class Trainer:
             signal_number,
         )
 
-    def end(self) -> None:
-        """Close the trackers and let go of the other processes, all at the same time."""
+    def end(self, more_follow: bool = False) -> None:
+        """Close the trackers and, unless more runs follow in this process, let go of the others, all at the same time."""
         # Without the wait, two processes now and then hang in the teardown.
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        if not more_follow:
+            self.accelerator.end_training()
+            return
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def bare_optimizer(optimizer: Any) -> Optimizer:

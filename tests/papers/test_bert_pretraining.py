@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hf_papers.data import DataArguments, open_source
 from hf_papers.data.embedded import EMBEDDED, EmbeddedDataset
 from hf_papers.errors import UserError
-from hf_papers.papers.bert.documents_bert import Document, DocumentReader, raw_documents
+from hf_papers.papers.bert.documents_bert import Document, DocumentReader, MixedReader, raw_documents
 from hf_papers.papers.bert.figures_bert import draw_pretraining_figures, guess_masked_word
 from hf_papers.papers.bert.masking_bert import IGNORED, Masker, slots
 from hf_papers.papers.bert.modeling_bert import PaperBertForPreTraining
@@ -390,6 +390,40 @@ def test_a_resumed_stream_gives_exactly_the_next_batches(register, tokenizer, ki
         assert not same(first, second)
 
 
+def test_two_data_sets_are_mixed_by_their_shares_and_resume(register, tokenizer):
+    texts = corpus("row")
+    first = ["zzz " + text for text in texts[:25]]
+    second = [sentence for text in texts[25:] for sentence in split_sentences(text)]
+
+    def make():
+        readers = [
+            DocumentReader(register({"text": first}), "train", tokenizer, seed=4),
+            DocumentReader(
+                register({"text": second}), "train", tokenizer, kind="sentences", rows_per_document=5, seed=4
+            ),
+        ]
+        settings = PoolSettings(8, lambda batch: 32, pool_tokens=3000, seed=4)
+        return PretrainingStream(MixedReader(readers, [0.7, 0.3]), BatchMaker(tokenizer, Masker(tokenizer)), settings)
+
+    tokens = {True: 0, False: 0}
+    documents = make().reader.read()
+    mark = tokenizer("zzz", add_special_tokens=False)["input_ids"]
+    for _ in range(150):
+        document, _, _ = next(documents)
+        tokens[document.tokens[: len(mark)].tolist() == mark] += len(document.tokens)
+    assert abs(tokens[True] / sum(tokens.values()) - 0.7) < 0.05
+
+    stream = make()
+    batches, states = [], []
+    for _ in range(60):
+        states.append(json.loads(json.dumps(stream.state_dict())))
+        batches.append(next(stream))
+    for begin in (0, 17, 45):
+        resumed = make()
+        resumed.load_state_dict(states[begin])
+        assert all(same(next(resumed), batch) for batch in batches[begin:])
+
+
 def test_resuming_with_other_settings_is_refused(register, tokenizer):
     source = register({"text": corpus("row")})
     state = make_stream(source, tokenizer).state_dict()
@@ -586,10 +620,9 @@ def test_how_long_is_asked_for():
         build_task(max_steps=None, num_train_epochs=1).total_steps(CONTEXT)
 
 
-def test_pictures_are_drawn_and_attention_is_put_back(tmp_path, tokenizer):
+def test_pictures_are_drawn(tmp_path, tokenizer):
     task = build_task()
     model = PaperBertForPreTraining(task.config).eval()
-    before = model.config._attn_implementation
     sentences = [
         ["The list holds a number of values and names here."],
         ["No."],
@@ -597,7 +630,6 @@ def test_pictures_are_drawn_and_attention_is_put_back(tmp_path, tokenizer):
     ]
     files = draw_pretraining_figures(model, task.tokenizer, sentences, tmp_path, CONTEXT)
     assert len(files) == 2 and all(path.stat().st_size > 5000 for path in files.values())
-    assert model.config._attn_implementation == before
     guess = guess_masked_word(model, task.tokenizer, sentences[0][0], CONTEXT.device)
     assert guess.text.count("[MASK]") == 1 and guess.truth not in guess.text.split() and len(guess.candidates) == 5
     assert all(0 < probability <= 1 for _, probability in guess.candidates)

@@ -207,6 +207,33 @@ class DocumentReader:
             first = 0
 
 
+class MixedReader:
+    """Documents of several readers in turns, so that each gives its share of the tokens: BookCorpus and Wikipedia.
+
+    An epoch ends whenever one of them is through, so that no document comes twice in it.
+    """
+
+    def __init__(self, readers: list[DocumentReader], shares: list[float]) -> None:
+        self.readers, self.shares = readers, shares
+        self.where = " and ".join(reader.where for reader in readers)
+
+    def start(self) -> Place:
+        return {"places": [reader.start() for reader in self.readers], "tokens": [0] * len(self.readers)}
+
+    def read(self, place: Place | None = None) -> Iterator[tuple[Document, Place, int]]:
+        """As `DocumentReader.read`."""
+        place = place or self.start()
+        documents = [reader.read(where) for reader, where in zip(self.readers, place["places"], strict=True)]
+        tokens = list(place["tokens"])
+        heads = [next(iterator) for iterator in documents]
+        while True:
+            turn = min(range(len(heads)), key=lambda index: tokens[index] / self.shares[index])
+            here = {"places": [head[1] for head in heads], "tokens": list(tokens)}
+            yield heads[turn][0], here, sum(head[2] for head in heads)
+            tokens[turn] += len(heads[turn][0].tokens)
+            heads[turn] = next(documents[turn])
+
+
 def document_rows(
     source: Source, split: str, kind: DocumentKind = "row", rows_per_document: int = 100
 ) -> Iterator[list[str]]:
@@ -235,4 +262,12 @@ def documents_once(
             yield document
 
 
-__all__ = ["Document", "DocumentKind", "DocumentReader", "document_rows", "documents_once", "raw_documents"]
+__all__ = [
+    "Document",
+    "DocumentKind",
+    "DocumentReader",
+    "MixedReader",
+    "document_rows",
+    "documents_once",
+    "raw_documents",
+]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,17 +85,6 @@ def _masking_order(tokens: list[str], place: int) -> tuple[bool, int]:
     return whole, len(tokens[place])
 
 
-@contextmanager
-def eager_attention(model: PaperBertForPreTraining) -> Iterator[None]:
-    """Inside, attention is written out and gives its weights; afterwards it is as before."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 def _save_guesses(guesses: list[Guess], path: Path) -> Path:
     """A line of text for each sentence, its truth, and bars of the probabilities of the candidates."""
     figure = Figure(figsize=(10, 1.35 * len(guesses) + 0.3), layout="constrained")
@@ -104,9 +92,10 @@ def _save_guesses(guesses: list[Guess], path: Path) -> Path:
         names = [name for name, _ in guess.candidates][::-1]
         values = [value for _, value in guess.candidates][::-1]
         colours = ["tab:green" if name == guess.truth else "tab:blue" for name in names]
-        axes.barh(range(len(names)), values, color=colours)
+        bars = axes.barh(range(len(names)), values, color=colours)
+        axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=7)
         axes.set_yticks(range(len(names)), [_plain(name) for name in names], fontsize=8)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(0, 1.05)
         axes.tick_params(axis="x", labelsize=7)
         axes.set_title(_plain(f"{guess.text}    ({guess.truth})"), fontsize=9, loc="left")
     figure.savefig(path, dpi=110)
@@ -119,8 +108,8 @@ def _save_attention(
 ) -> Path:
     inputs = tokenizer(sentence, return_tensors="pt", truncation=True, max_length=model.config.max_position_embeddings)
     tokens = [_plain(token) for token in tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())]
-    with eager_attention(model):
-        weights = model(**inputs.to(device), output_attentions=True).attentions[-1][0].float().cpu()  # (A, T, T)
+    # Asked for its weights, attention is written out; otherwise nobody sees them.
+    weights = model(**inputs.to(device), output_attentions=True).attentions[-1][0].float().cpu()  # (A, T, T)
     heads = min(HEADS, len(weights))
     figure = Figure(figsize=(4.2 * heads, 4.6), layout="constrained")
     for head, axes in enumerate(figure.subplots(1, heads, squeeze=False)[0]):
@@ -137,4 +126,4 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-__all__ = ["Guess", "draw_pretraining_figures", "eager_attention", "guess_masked_word", "short_sentences"]
+__all__ = ["Guess", "draw_pretraining_figures", "guess_masked_word", "short_sentences"]

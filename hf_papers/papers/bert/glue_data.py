@@ -25,8 +25,8 @@ def glue_data_arguments(data: DataArguments, spec: GlueSet | None, files: dict[s
     """The recipe's data section with what the task decides of it filled in."""
     if files:
         return replace(data, dataset=None, dataset_config=None, revision=None)
-    if spec is not None and data.dataset in (None, DATASET):
-        return replace(data, dataset=DATASET, dataset_config=data.dataset_config or spec.name)
+    if spec is not None:
+        return replace(data, dataset=data.dataset or DATASET, dataset_config=data.dataset_config or spec.name)
     if data.dataset is None:
         raise UserError(
             "What is to be learnt? Name one of GLUE's tasks by --task_name, e.g. --task_name mrpc, files of your own by "

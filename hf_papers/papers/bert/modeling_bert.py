@@ -171,14 +171,28 @@ class PaperBertLayer(GradientCheckpointingLayer):
 
 
 class PaperBertPooler(nn.Module):
-    """C, the text in one vector: the first token ([CLS]) through a layer and a tanh. (B, T, H) -> (B, H)."""
+    """C, the text in one vector: the first token ([CLS]) through a layer and a tanh. (B, T, H) -> (B, H).
+
+    The first token of a causal model has seen nothing but itself: there the last one ([SEP]) stands for the text.
+    """
 
     def __init__(self, config: PaperBertConfig) -> None:
         super().__init__()
+        self.is_causal = config.causal_attention
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        token = last_token(hidden_states, attention_mask) if self.is_causal else hidden_states[:, 0]
+        return torch.tanh(self.dense(token))
+
+
+def last_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The vector of each text's last token that is not padding: (B, T, H), (B, T) -> (B, H)."""
+    if attention_mask is None:
+        return hidden_states[:, -1]
+    positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    last = (positions * attention_mask).argmax(-1)
+    return hidden_states[torch.arange(len(last), device=last.device), last]
 
 
 # ------------------------------------------------------------------------------------------------- what all models share
@@ -292,7 +306,7 @@ class PaperBertModel(PaperBertPreTrainedModel):
             all_attentions.append(weights)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,
-            pooler_output=self.pooler(hidden_states) if self.pooler is not None else None,
+            pooler_output=self.pooler(hidden_states, attention_mask) if self.pooler is not None else None,
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hf_papers.errors import UserError
-from hf_papers.papers.bert.documents_bert import Document, DocumentReader
+from hf_papers.papers.bert.documents_bert import Document, DocumentReader, MixedReader
 from hf_papers.papers.bert.masking_bert import IGNORED, Masker
 
 
@@ -210,7 +210,7 @@ class PretrainingStream(Iterator[Batch]):
     batch is let go, and so is a lone document at the end of an epoch.
     """
 
-    def __init__(self, reader: DocumentReader, make_batch: BatchMaker, settings: PoolSettings) -> None:
+    def __init__(self, reader: DocumentReader | MixedReader, make_batch: BatchMaker, settings: PoolSettings) -> None:
         self.reader, self.make_batch, self.settings = reader, make_batch, settings
         self.epoch = 0
         self._position = {"place": reader.start(), "pool": 0, "done": 0, "length": settings.length_of(0), "batches": 0}

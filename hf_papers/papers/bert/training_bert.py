@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_papers.data import DataArguments, Source, open_source
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.documents_bert import (
     Document,
     DocumentKind,
     DocumentReader,
+    MixedReader,
     document_rows,
     documents_once,
     raw_documents,
@@ -56,6 +58,11 @@ class BertPretrainingOptions:
         "row", "a document is a row, or the rows up to the next heading ' = Title = ', or rows_per_document sentences"
     )
     rows_per_document: int = _option(100, "rows that make a document where rows are sentences")
+    second_dataset: str | None = _option(None, "a further data set to learn from, beside the one that is measured on")
+    second_dataset_config: str | None = _option(None, "its configuration")
+    second_train_split: str = _option("train", "its rows to learn from")
+    second_document_kind: DocumentKind = _option("row", "what a document of it is, as document_kind")
+    second_share: float = _option(0.5, "share of the tokens that come from it")
     objective: Literal["mlm_nsp", "mlm", "left_to_right"] = _option(
         "mlm_nsp", "masked words and next sentence; without the latter; or each next word by a causal model (table 5)"
     )
@@ -83,8 +90,9 @@ class BertPretrainingOptions:
         for name in ("sequence_length", "long_sequence_length"):
             if getattr(self, name) < SHORTEST:
                 raise UserError(f"{name} must be at least {SHORTEST} tokens, not {getattr(self, name)}.")
-        if not 0 < self.masking_probability < 1:
-            raise UserError(f"masking_probability must lie between 0 and 1, not be {self.masking_probability}.")
+        for name in ("masking_probability", "second_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{name} must lie between 0 and 1, not be {getattr(self, name)}.")
         for name in ("long_sequence_share", "short_sequence_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a share from 0 to 1, not {getattr(self, name)}.")
@@ -110,11 +118,10 @@ class BertPretrainingTask(Task):
     def _check_options(self) -> None:
         """Refuse what does not go together, before anything is read."""
         options, config = self.options, self.config
-        longest = max(options.sequence_length, options.long_sequence_length if options.long_sequence_share else 0)
-        if longest > config.max_position_embeddings:
+        if self.longest > config.max_position_embeddings:
             raise UserError(
-                f"Sequences of {longest} tokens do not fit a model of {config.max_position_embeddings} positions: lower "
-                f"--sequence_length (or --long_sequence_length), or set --max_position_embeddings {longest}."
+                f"Sequences of {self.longest} tokens do not fit a model of {config.max_position_embeddings} positions: lower "
+                f"--sequence_length (or --long_sequence_length), or set --max_position_embeddings {self.longest}."
             )
         if config.causal_attention != (options.objective == "left_to_right"):
             right = "true" if options.objective == "left_to_right" else "false"
@@ -127,6 +134,12 @@ class BertPretrainingTask(Task):
             raise UserError(f"The objective {options.objective} needs --next_sentence_prediction {right}.")
         if options.objective == "mlm_nsp" and config.type_vocab_size < 2:
             raise UserError("Pairs of sentences need --type_vocab_size 2.")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequences that are trained on, which are those a model is judged on."""
+        options = self.options
+        return max(options.sequence_length, options.long_sequence_length if options.long_sequence_share else 0)
 
     # The vocabulary
 
@@ -161,16 +174,17 @@ class BertPretrainingTask(Task):
         self._need_source()
         options = self.options
         self._world_size = context.world_size
-        reader = DocumentReader(
-            self.source,
-            self.data.train_split,
-            self.tokenizer,
-            kind=options.document_kind,
-            rows_per_document=options.rows_per_document,
-            seed=context.seed,
-            rank=context.rank,
-            world_size=context.world_size,
-        )
+        reader = self._reader(self.source, self.data.train_split, options.document_kind, context)
+        if options.second_dataset is not None:
+            data = DataArguments(
+                dataset=options.second_dataset,
+                dataset_config=options.second_dataset_config,
+                shuffle_buffer_size=self.data.shuffle_buffer_size,
+                memory_budget_gb=self.data.memory_budget_gb,
+                num_workers=self.data.num_workers,
+            )
+            second = self._reader(open_source(data), options.second_train_split, options.second_document_kind, context)
+            reader = MixedReader([reader, second], [1 - options.second_share, options.second_share])
         settings = PoolSettings(
             batch_size=self.arguments.per_device_train_batch_size,
             length_of=self.length_of,
@@ -183,6 +197,18 @@ class BertPretrainingTask(Task):
         if self._stream_state is not None:
             self._stream.load_state_dict(self._stream_state)
         return iter(self._stream)
+
+    def _reader(self, source: Source, split: str, kind: DocumentKind, context: Context) -> DocumentReader:
+        return DocumentReader(
+            source,
+            split,
+            self.tokenizer,
+            kind=kind,
+            rows_per_document=self.options.rows_per_document,
+            seed=context.seed,
+            rank=context.rank,
+            world_size=context.world_size,
+        )
 
     def length_of(self, batch: int) -> int:
         """Tokens of the sequences of a batch, counted from 0: most of the training on short ones, the end on long ones.
@@ -274,7 +300,7 @@ class BertPretrainingTask(Task):
             self._held_out[split] = fixed_batches(
                 self._documents(name),
                 self._batch_maker(),
-                length=options.sequence_length,
+                length=self.longest,
                 batch_size=EVALUATION_BATCH,
                 limit=options.evaluation_sequences,
                 seed=EVALUATION_SEEDS[split],

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from hf_papers.data import BucketedStream, Padding, Source
 from hf_papers.data.memory import select
-from hf_papers.data.rows import IndexedRows
+from hf_papers.data.sources import parse_split
 from hf_papers.data.stream import IndexedStream, Stream, StreamSettings
 from hf_papers.errors import UserError
 from hf_papers.metrics.glue import measure
@@ -101,6 +101,7 @@ class GlueTask(Task):
     """
 
     Options = GlueOptions
+    pipeline_tag = "text-classification"
     best_metric = "score"
     greater_is_better = True
 
@@ -111,7 +112,7 @@ class GlueTask(Task):
         self.start = Start(options.model_name_or_path) if options.model_name_or_path else None
         self._frozen: nn.Module | None = None
         self._read_labels: LabelReader | None = None
-        self._few: IndexedRows | None = None
+        self._encoded: dict[str, Batch] = {}  # split that is scored -> its rows
         if options.max_length > recipe.config.max_position_embeddings:
             raise UserError(
                 f"--max_length {options.max_length} is more than the {recipe.config.max_position_embeddings} positions of "
@@ -223,11 +224,19 @@ class GlueTask(Task):
         return self.options.train_examples or super().train_rows()
 
     def batches(self, networks: dict[str, nn.Module], context: Context) -> Iterator[Batch]:
+        self._look_at_scored_splits()
         pool = POOL if self.options.bucketing and not self.options.pad_to_max_length else 1
         self._stream = BucketedStream(self._ragged(context), self.padding, pool)
         if self._stream_state is not None:
             self._stream.load_state_dict(self._stream_state)
         return iter(self._stream)
+
+    def _look_at_scored_splits(self) -> None:
+        """What is wrong with them is said before the training, not after it."""
+        self._read_labels = self._reader(self.config)
+        for role in ("validation", "test"):
+            for split in self._splits_of(role).values():
+                self._rows_to_score(split)
 
     def _ragged(self, context: Context) -> Stream:
         size = self.arguments.per_device_train_batch_size
@@ -253,13 +262,10 @@ class GlueTask(Task):
 
     def evaluate(self, model: PreTrainedModel, split: str, context: Context) -> dict[str, float]:
         """The official metrics, in [-1, 1]; those of MNLI's mismatched split end in `_mm`. `score` is the one of table 1."""
-        name = self.data.validation_split if split == "validation" else self.data.test_split
-        if name is None or (self.options.files and name not in self.options.files):
-            return {}
         self._read_labels = self._reader(model.config)
         metrics: dict[str, float] = {}
-        for suffix, rows in self._scored(name).items():
-            encoded = self.source.tensors(rows, self.preprocess)
+        for suffix, rows in self._splits_of(split).items():
+            encoded = self._rows_to_score(rows)
             answers = self.answers(model, self.logits(model, encoded, context))
             values = measure(self.metric_names(model), answers, encoded["labels"].numpy())
             metrics |= {f"{metric}{suffix}": value for metric, value in values.items()}
@@ -267,9 +273,17 @@ class GlueTask(Task):
             tqdm.write(note, file=sys.stderr)
         return metrics
 
-    def _scored(self, name: str) -> dict[str, str]:
+    def _splits_of(self, role: str) -> dict[str, str]:
         """Suffix of the metrics -> split: MNLI has two splits where others have one called validation."""
+        name = self.data.validation_split if role == "validation" else self.data.test_split
+        if name is None or (self.options.files and parse_split(name).name not in self.options.files):
+            return {}
         return self.spec.scored if self.spec is not None and name == "validation" else {"": name}
+
+    def _rows_to_score(self, split: str) -> Batch:
+        if split not in self._encoded:
+            self._encoded[split] = self.source.tensors(split, self.preprocess)
+        return self._encoded[split]
 
     def metric_names(self, model: PreTrainedModel) -> tuple[str, ...]:
         """The first one is the score."""

@@ -12,8 +12,8 @@ from typing import Any
 from hf_papers.cli import parse_overrides, print_results
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_bert import EPOCHS, GLUE, LEARNING_RATES, find_glue
-from hf_papers.papers.bert.glue_table import GlueScores, Try, pick, render_search, render_table
 from hf_papers.registry import register_all
+from hf_papers.studies.bert.glue_table import GlueScores, Try, pick, render_search, render_table
 from hf_papers.training.arguments import TrainingArguments
 from hf_papers.training.interruption import Interrupted
 from hf_papers.training.launcher import inside_launcher, refuse_half_a_launch, relaunch
@@ -48,6 +48,10 @@ HELP = """usage: run_glue.py --task_name TASK[,TASK…]|all [--model_name_or_pat
 The names of transformers' run_glue_no_trainer.py work too: --max_train_steps, --num_warmup_steps, --with_tracking,
 --resume_from_checkpoint, --checkpointing_steps. What follows are the options of one run.
 """
+
+
+class ChangedRun(UserError):
+    """The output folder holds a finished run of other options."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,20 @@ def command(words: list[str]) -> int:
     if processes > 1 and not inside_launcher():
         return relaunch(processes, words, module=__name__)
     register_all()
-    return execute(plan)
+    status = execute(plan)
+    _let_go()
+    return status
+
+
+def _let_go() -> None:
+    """All runs are done: the processes part, all at the same time."""
+    import torch
+    from accelerate import PartialState
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
 def execute(plan: Plan) -> int:
@@ -198,7 +215,7 @@ def execute(plan: Plan) -> int:
         try:
             folders, tries = run_task(plan, task)
         except UserError as error:
-            if isinstance(error, Interrupted) or len(plan.tasks) == 1:
+            if isinstance(error, Interrupted | ChangedRun) or len(plan.tasks) == 1:
                 raise
             failures += 1
             if is_first():
@@ -208,7 +225,7 @@ def execute(plan: Plan) -> int:
             metrics[task] = report_task(plan, task, folders, tries, record)
             if not plan.is_single:
                 write_summary(plan, metrics, record)
-    if is_first() and not plan.is_single:
+    if is_first() and metrics and not plan.is_single:
         print((plan.output_dir / "table.md").read_text())
         print(f"Every run, table.md and results.json are in {plan.output_dir}.")
     if is_first() and plan.predicts:
@@ -248,7 +265,7 @@ def run_once(recipe: Recipe) -> Path:
         recipe = replace(recipe, training=replace(recipe.training, resume="auto"))
     elif started and recipe.training.resume is None:
         recipe = replace(recipe, training=replace(recipe.training, overwrite_output_dir=True))
-    return run_recipe(recipe)
+    return run_recipe(recipe, more_follow=True)
 
 
 def refuse_changed(folder: Path, recipe: Recipe) -> None:
@@ -257,7 +274,7 @@ def refuse_changed(folder: Path, recipe: Recipe) -> None:
 
     changes = difference(load_run_recipe(folder), resolve(recipe))
     if changes:
-        raise UserError(
+        raise ChangedRun(
             f"The finished run in {folder} had other options: {'; '.join(changes)}. Give another --output_dir, or replace "
             "it by --overwrite_output_dir."
         )
@@ -290,6 +307,8 @@ def report_task(
 
     if plan.is_single:
         print_results(folders[0])
+        split = read_results(folders[0])["task"]["scored_on"]
+        print(f"What is called test above is the split '{split}', scored once, at the end.")
     results = aggregate(folders)
     summary = results["metrics"]["test"]
     record["tasks"][task or "own"] = {
@@ -309,7 +328,7 @@ def report_task(
 
 
 def _predict(plan: Plan, folders: list[Path]) -> None:
-    from hf_papers.papers.bert.glue_answers import write_answers
+    from hf_papers.studies.bert.glue_answers import write_answers
 
     best = max(folders, key=dev_score)
     for path in write_answers(best, plan.output_dir / "submission"):
@@ -317,7 +336,7 @@ def _predict(plan: Plan, folders: list[Path]) -> None:
 
 
 def _tell_submission(plan: Plan) -> None:
-    from hf_papers.papers.bert.glue_answers import write_submission
+    from hf_papers.studies.bert.glue_answers import write_submission
 
     if plan.tasks == (None,):
         return
