@@ -573,13 +573,23 @@ def test_a_snippet_without_the_package(vae: Paper, snippet: str, expected: str |
     assert without_package(vae, snippet) == expected
 
 
+def test_a_card_shows_how_its_own_kind_of_checkpoint_is_used() -> None:
+    pre_trained = render_card(papers()["bert"], repo_id="me/it")
+    classifier = render_card(papers()["bert"], recipe={"task_type": "glue"}, repo_id="me/it")
+    assert 'pipeline("fill-mask", "me/it", trust_remote_code=True)' in pre_trained
+    assert 'pipeline("fill-mask", "me/it")' in pre_trained and 'text-classification"' not in pre_trained
+    assert 'pipeline("text-classification", "me/it", trust_remote_code=True)' in classifier
+    assert "runs/" not in "".join(re.findall(r"```python\n(.*?)```", pre_trained + classifier, re.DOTALL))
+
+
 @pytest.mark.parametrize("key", sorted(papers()))
 def test_every_card_s_snippets_are_python(key: str) -> None:
     text = render_card(papers()[key], repo_id="me/it")
     trusting, importing = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for snippet in (trusting, importing):
         compile(snippet, "card", "exec")
-        assert 'from_pretrained("me/it"' in snippet and len([x for x in snippet.splitlines() if x]) <= 7
+        assert re.search(r"(from_pretrained\(|pipeline\(\"[a-z-]+\", )\"me/it\"", snippet)
+        assert len([line for line in snippet.splitlines() if line]) <= 7
     assert "hf_papers" not in trusting and "trust_remote_code=True" in trusting
     assert importing.startswith("import hf_papers\n") and "trust_remote_code" not in importing
 

@@ -27,6 +27,8 @@ from hf_papers.registry import Paper
 
 NOT_RUN = "not run yet"
 PROJECT = "hf_papers"
+# A call that loads a checkpoint, up to the name of the checkpoint, and that name in its quotes.
+LOADING = r"""(from_pretrained\(|pipeline\("[a-z-]+", )("[^"]+"|'[^']+')"""
 
 # Training options that say where a result lands or how it is watched, not what it is.
 HOUSEKEEPING = {
@@ -68,7 +70,7 @@ def render_card(
     sections = [
         f"# {name}",
         _introduction(paper, recipe, results),
-        "## Load it\n\n" + _loading(paper, config, repo_id, notes),
+        "## Load it\n\n" + _loading(paper, config, repo_id, notes, pipeline_tag_of(paper, recipe)),
         "## Results\n\n" + _results(paper, recipe, results),
         _pictures(results),
         "## How it was trained\n\n" + _training(recipe, config, results),
@@ -89,8 +91,7 @@ def card_data(paper: Paper, recipe: dict[str, Any], results: dict[str, Any], nam
     scores = scores_of(results)
     data_set = hub_dataset(recipe)
     source_type, source_name = data_source(recipe)
-    task_type = recipe.get("task_type")
-    pipeline_tag = (paper.find_task(task_type).pipeline_tag if task_type else None) or paper.pipeline_tag
+    pipeline_tag = pipeline_tag_of(paper, recipe)
     return ModelCardData(
         license=paper.license,
         library_name="transformers",
@@ -115,6 +116,12 @@ def card_data(paper: Paper, recipe: dict[str, Any], results: dict[str, Any], nam
         ]
         or None,
     )
+
+
+def pipeline_tag_of(paper: Paper, recipe: dict[str, Any]) -> str | None:
+    """What the Hub's widget does with the model."""
+    task_type = recipe.get("task_type")
+    return (paper.find_task(task_type).pipeline_tag if task_type else None) or paper.pipeline_tag
 
 
 def eval_results_yaml(recipe: dict[str, Any], results: dict[str, Any]) -> str | None:
@@ -207,12 +214,14 @@ def _short_authors(paper: Paper) -> str:
     return f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
 
 
-def _loading(paper: Paper, config: dict[str, Any], repo_id: str | None, notes: dict[str, str]) -> str:
+def _loading(
+    paper: Paper, config: dict[str, Any], repo_id: str | None, notes: dict[str, str], pipeline_tag: str | None
+) -> str:
     """Two snippets that do the same: with this repository's own code, and with the package."""
     source = repo_id or "path/to/this/folder"
-    bare = without_package(paper, usage_snippet(notes) or "") or _generic_snippet(paper, config)
-    bare = re.sub(r"from_pretrained\(([\"'])[^\"']+\1", f'from_pretrained("{source}"', bare)
-    trusting = re.sub(r'(from_pretrained\("[^"]+")', r"\1, trust_remote_code=True", bare)
+    bare = without_package(paper, usage_snippet(notes, pipeline_tag) or "") or _generic_snippet(paper, config)
+    bare = re.sub(LOADING, rf'\1"{source}"', bare)
+    trusting = re.sub(LOADING, r"\1\2, trust_remote_code=True", bare)
     return (
         "Without our package; `trust_remote_code=True` runs the model's code from this repository, "
         f"so read it first (it is short):\n\n```python\n{trusting}\n```\n\n"
@@ -221,10 +230,15 @@ def _loading(paper: Paper, config: dict[str, Any], repo_id: str | None, notes: d
     )
 
 
-def usage_snippet(notes: dict[str, str]) -> str | None:
-    """The first Python block of the paper's README that loads a checkpoint: there it is run by a test."""
+def usage_snippet(notes: dict[str, str], pipeline_tag: str | None = None) -> str | None:
+    """A Python block of the paper's README that loads a checkpoint, where it is run by a test.
+
+    The first one that makes a pipeline of the checkpoint's kind, else the first one.
+    """
     blocks = re.findall(r"```python\n(.*?)```", "\n".join(notes.values()), re.DOTALL)
-    return next((block.strip() for block in blocks if "from_pretrained(" in block), None)
+    loading = [block.strip() for block in blocks if re.search(LOADING, block)]
+    fitting = [block for block in loading if f'pipeline("{pipeline_tag}"' in block]
+    return next(iter(fitting + loading), None)
 
 
 def without_package(paper: Paper, snippet: str) -> str | None:
