@@ -175,18 +175,30 @@ def _watch(model: PreTrainedModel) -> tuple[list[Layer], int]:
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     root = type(model).__name__
     names = [*seen, *(name for name in modules if name not in seen)]  # what the pass did not use comes last
+    owned = _owned_parameters(modules)
     layers = [
         Layer(
             name=name or "(the model itself)",
             kind=type(modules[name]).__name__,
             inputs=seen.get(name, ("not used", ""))[0],
             outputs=seen.get(name, ("not used", ""))[1],
-            parameters=sum(parameter.numel() for parameter in modules[name].parameters(recurse=False)),
+            parameters=owned[name],
             flops=round(by_module.get(f"{root}.{name}", 0) / BATCH),
         )
         for name in names
     ]
     return layers, round(counter.get_total_flops() / BATCH)
+
+
+def _owned_parameters(modules: dict[str, nn.Module]) -> dict[str, int]:
+    """How many parameters each module has; one that several share is counted where it stands first."""
+    counted: set[int] = set()
+    owned = {}
+    for name, module in modules.items():
+        new = [parameter for parameter in module.parameters(recurse=False) if id(parameter) not in counted]
+        counted |= {id(parameter) for parameter in new}
+        owned[name] = sum(parameter.numel() for parameter in new)
+    return owned
 
 
 def _training_flops(model: PreTrainedModel) -> int:

@@ -90,6 +90,7 @@ class ModelCase:
     loss_is_mean_over_batch = True  # the loss of a batch is the mean of the losses of its examples
     tolerance = 1e-5  # between two ways to compute the same float32 number, relative to the largest of its tensor
     bfloat16_tolerance = 0.1  # of the loss in bfloat16, relative to float32
+    short_run: tuple[str, ...] = ("--max_steps", "4")  # options that end a training by `embedded` within seconds
     without_gradient: tuple[str, ...] = ()  # patterns of parameters that rightly get no gradient from the loss
     sensible: tuple[tuple[str, Any], ...] = ()  # (field, value) pairs that look like nonsense but mean something
 

@@ -43,6 +43,8 @@ TRUNCATED = 0.8796
 class Case(ModelCase):
     """The common suite on a BERT of a few thousand weights: the preset's vocabulary of 30,522 would make it slow."""
 
+    short_run = ("--max_steps", "4", "--evaluation_sequences", "32")
+
     overfit_learning_rate = 3e-3
 
     @property
@@ -223,6 +225,20 @@ def test_attention_drops_weights_only_in_training():
 
 
 # ------------------------------------------------------------------------------------------------- what padding may do
+
+
+def test_the_attention_asked_for_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch):
+    model = PaperBertModel(PaperBertConfig(**SMALL)).eval()
+    fused = nn.functional.scaled_dot_product_attention
+    calls = []
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda *inputs: calls.append(1) or fused(*inputs)
+    )
+    for implementation, expected in (("sdpa", 2), ("eager", 0), ("sdpa", 2)):
+        calls.clear()
+        model.set_attn_implementation(implementation)
+        model(**model.dummy_inputs)
+        assert len(calls) == expected, implementation
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

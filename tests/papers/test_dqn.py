@@ -36,6 +36,16 @@ from hf_papers.papers.dqn.training_dqn import DqnOptions, DqnTask, td_targets
 from hf_papers.training.recipe import load_recipe
 from hf_papers.training.run import Run
 from hf_papers.training.trainer import Trainer
+from tests.common.cases import ModelCase
+
+
+class Case(ModelCase):
+    """The common suite, told how a training is kept short."""
+
+    short_run = (
+        *("--environment_steps", "600", "--learning_starts", "300"),
+        *("--test_episodes", "2", "--validation_episodes", "2"),
+    )
 
 
 CARTPOLE = PaperDqnConfig.from_preset("cartpole", hidden_sizes=(16,))

@@ -29,6 +29,17 @@ from tests.common.cases import Distribution, ModelCase
 class Case(ModelCase):
     """The common suite, told what is special about two adversaries."""
 
+    short_run = (
+        "--max_steps",
+        "4",
+        "--parzen_samples",
+        "200",
+        "--classifier_images",
+        "200",
+        "--validation_images",
+        "50",
+    )
+
     # D reaches a near-perfect answer on one batch through dropout on half of 12 units only slowly.
     overfit_steps = 400
 

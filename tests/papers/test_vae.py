@@ -26,9 +26,16 @@ from hf_papers.training.recipe import load_recipe
 from hf_papers.training.run import Run
 from hf_papers.training.task import Context
 from hf_papers.training.trainer import Trainer
+from tests.common.cases import ModelCase
 
 
 CONTEXT = Context(torch.device("cpu"), rank=0, world_size=1, seed=0)
+
+
+class Case(ModelCase):
+    """The common suite, told how a training is kept short."""
+
+    short_run = ("--max_steps", "4", "--importance_samples", "0")
 
 
 def build(preset: str = "tiny", **overrides) -> PaperVaeModel:

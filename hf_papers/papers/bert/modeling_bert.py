@@ -81,11 +81,9 @@ class PaperBertEmbeddings(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
     ) -> torch.Tensor:
-        length = input_ids.shape[1]
         if position_ids is None:
-            positions = self.position_embeddings.weight[:length]
-        else:
-            positions = self.position_embeddings(position_ids)
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
+        positions = self.position_embeddings(position_ids)
         if token_type_ids is None:
             segments = self.token_type_embeddings.weight[0]
         else:
@@ -209,6 +207,11 @@ class PaperBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     # Set by `from_reference`: our names of the weights that the published checkpoint did not have.
     missing_from_reference: tuple[str, ...] = ()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """`model.set_attn_implementation("eager")` works: attention asks the config at every call."""
+        return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
