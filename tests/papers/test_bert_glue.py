@@ -353,7 +353,7 @@ def test_own_files(start: Path, tmp_path: Path) -> None:
         "test_file": tmp_path / "test.csv",
     }
     files["test_file"].write_text("sentence1\nit was great\nthe film was awful\nnull\n")
-    folder = train(None, tmp_path / "run", model_name_or_path=start, max_steps=80, learning_rate=1e-2, **files)
+    folder = train(None, tmp_path / "run", model_name_or_path=start, max_steps=120, learning_rate=3e-3, **files)
     assert results_of(folder)["metrics"]["test"]["accuracy"] >= 0.85
     assert json.loads((folder / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good"}
     (path,) = write_answers(folder, tmp_path / "answers")
