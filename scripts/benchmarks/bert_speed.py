@@ -128,7 +128,7 @@ def task_texts(task_name: str) -> list[str]:
 
 
 def seconds_of_training(options: dict[str, str]) -> float:
-    """Wall-clock of the steps alone; the rows have been read and cut into word pieces before."""
+    """Wall-clock of the training; in both, the rows are read and cut into word pieces as it goes."""
     recipe = load_recipe("bert", "glue", options)
     trainer = Trainer(recipe.task_class(recipe), Run(recipe.output_dir))
     trainer.prepare()
