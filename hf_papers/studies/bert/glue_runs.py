@@ -317,8 +317,9 @@ def report_task(
         "start": read_results(folders[0])["task"]["start"],
         "runs": [str(folder) for folder in folders],
         "tries": [entry.to_dict() for entry in tries],
+        "recipe": load_run_recipe(folders[0]).to_dict(),
         "wall_clock_s": results["wall_clock_s"],
-        **{name: results[name] for name in ("parameters", "hardware", "versions", "commit")},
+        **{name: results[name] for name in ("parameters", "hardware", "versions", "commit", "command")},
     }
     if tries:
         print(render_search(task, tries) if task else "")
