@@ -457,6 +457,7 @@ def test_plan_of_tasks_seeds_and_search(glue: Path, start: Path, tmp_path: Path,
     for task in ("rte", "mrpc"):
         entry = record["tasks"][task]
         assert entry["seeds"] == [0, 1] and len(entry["tries"]) == 2 and len(entry["runs"]) == 2
+        assert entry["recipe"]["task"]["task_name"] == task and entry["command"]
         best = max(entry["tries"], key=lambda entry: entry["score"])
         assert entry["runs"][0] == best["run"] and f"lr{best['learning_rate']:g}" in entry["runs"][1]
         scores = [results_of(Path(run))["metrics"]["test"]["score"] for run in entry["runs"]]
