@@ -52,12 +52,12 @@ def results_table(paper: Paper, results: dict[str, tuple[str, dict[str, Any]]]) 
         "| recipe | test metric | ours | seeds | paper | band | time per seed | hardware |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | --- |",
     ]
-    for name, path in paper.recipes.items():
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    recipes = runnable_recipes(paper)
+    for name, recipe in recipes.items():
         _, result = results.get(name, (None, None))
         for row in _recipe_rows(name, recipe, result):
             lines.append("| " + " | ".join(row) + " |")
-    commands = [f"hf-papers train {paper.key} --recipe {name} --seed 0" for name in paper.recipes]
+    commands = [f"hf-papers train {paper.key} --recipe {name} --seed 0" for name in recipes]
     return "\n".join([*lines, "", "Each row again, once per seed:", "", "```bash", *commands, "```"])
 
 
@@ -85,6 +85,14 @@ def fill_tables(root: Path) -> dict[Path, str]:
             table = results_table(paper, results.get(paper.key, {}))
             filled[readme] = fill_block(readme.read_text(encoding="utf-8"), "results", table, str(readme))
     return filled
+
+
+def runnable_recipes(paper: Paper) -> dict[str, dict[str, Any]]:
+    """Recipe name -> its content, without those that wait for the user's own data: they say `dataset: null`."""
+    recipes = {name: yaml.safe_load(path.read_text(encoding="utf-8")) or {} for name, path in paper.recipes.items()}
+    return {
+        name: recipe for name, recipe in recipes.items() if (recipe.get("data") or {}).get("dataset", "") is not None
+    }
 
 
 def main_metrics(recipe: dict[str, Any], result: dict[str, Any] | None) -> list[str]:
@@ -118,8 +126,7 @@ def _recipe_rows(name: str, recipe: dict[str, Any], result: dict[str, Any] | Non
 
 def _paper_row(paper: Paper, results: dict[str, tuple[str, dict[str, Any]]], root: Path) -> list[str]:
     recipe_name = _headline_recipe(paper, results)
-    path = paper.recipes.get(recipe_name) if recipe_name else None
-    recipe = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path else {}
+    recipe = runnable_recipes(paper).get(recipe_name, {})
     card, result = results.get(recipe_name, (None, None))
     metric = next(iter(main_metrics(recipe, result)), "")
     summary = (result or {}).get("metrics", {}).get("test", {}).get(metric)
@@ -141,11 +148,13 @@ def _headline_recipe(paper: Paper, results: dict[str, Any]) -> str | None:
     """The recipe that stands for a paper: one that was run and has the paper's number beside it, then any other that
     names the paper's number, then one that was run, then the first; the embedded one and paper.yaml come last."""
 
+    recipes = runnable_recipes(paper)
+
     def rank(name: str) -> tuple[bool, bool, bool, str]:
-        recipe = yaml.safe_load(paper.recipes[name].read_text(encoding="utf-8")) or {}
+        recipe = recipes[name]
         return (name not in results, not recipe.get("reference"), name in ("embedded", "paper"), name)
 
-    return min(paper.recipes, key=rank, default=None)
+    return min(recipes, key=rank, default=None)
 
 
 def _reference(recipe: dict[str, Any], metric: str) -> str:
