@@ -49,6 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status or 0)
 
 
+def exit_by(program: str, command: Callable[[list[str]], int], words: Sequence[str]) -> NoReturn:
+    """Run a script's command and exit: 0 when it worked, 2 with a sentence when the user can mend what went wrong."""
+    try:
+        status = command(list(words))
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        status = getattr(error, "exit_code", 2)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped by Ctrl-C.", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
 def build_parser() -> Parser:
     parser = Parser(
         prog="hf-papers",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_papers.errors import UserError, nearest
+from hf_papers.hub import COMPANIONS
 from hf_papers.hub.checkpoints import INDEX, WEIGHTS, load_strict, locate
 from hf_papers.hub.quantized import save_quantized
 from hf_papers.registry import papers
@@ -27,15 +28,6 @@ from hf_papers.registry import papers
 OPSET = 20  # read by onnxruntime from 1.17 (early 2024) on
 TOLERANCE = 1e-4  # largest difference from PyTorch in float32, relative to the largest number of an output
 CHECKED_BATCH_SIZES = (3, 1)  # neither is the batch of four that the exporter sees
-# What goes with int8 weights: how texts and images become inputs, and what the exact weights measured.
-COMPANIONS = (
-    "preprocessor_config.json",
-    "results.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-)
 SINGLE_FILE_LIMIT = 1_800_000_000  # bytes; a protobuf file ends at 2 GB, beyond it weights go into a file beside it
 
 

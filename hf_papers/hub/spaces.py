@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import RepoCard, SpaceCardData
 
 from hf_papers.errors import UserError
+from hf_papers.hub import COMPANIONS
 from hf_papers.registry import Paper, find_paper, papers
 
 
@@ -23,17 +24,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SPACES = PACKAGE.parent / "spaces"
 
 # What of a checkpoint's folder a Space needs; the rest of a run (optimisers, logs) stays at home.
-CHECKPOINT_FILES = (
-    "config.json",
-    "preprocessor_config.json",
-    "results.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "*.safetensors",
-    "*.safetensors.index.json",
-)
+CHECKPOINT_FILES = ("config.json", *COMPANIONS, "*.safetensors", "*.safetensors.index.json")
 NEVER_SENT = ("__pycache__", "*.pyc", ".*", "*.bin", "*.pt", "*.pth", "*.pkl")
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_papers.papers.bert.modeling_bert import IGNORED
 from hf_papers.papers.bert.tokenization_bert import CONTINUES
 
 
-IGNORED = -100  # the label of a slot that predicts nothing
 SHARE_MASKED, SHARE_KEPT = 0.8, 0.1  # of the chosen tokens; the rest becomes a random token
 
 

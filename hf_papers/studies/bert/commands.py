@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from hf_papers.cli import exit_by
 from hf_papers.errors import UserError, nearest
 
 
@@ -54,17 +55,9 @@ def studies() -> dict[str, Callable]:
 STUDIES = ("few-shot", "frozen", "embeddings", "attention", "ablations")
 
 
-def main(words: Sequence[str]) -> None:
-    """Run the command and exit: 0 when it worked, 2 with a sentence when the user can mend what went wrong."""
-    try:
-        status = command(list(words))
-    except UserError as error:
-        print(f"study_bert.py: {error}", file=sys.stderr)
-        status = getattr(error, "exit_code", 2)
-    except KeyboardInterrupt:
-        print("study_bert.py: stopped by Ctrl-C.", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+def main(words: Sequence[str]) -> NoReturn:
+    """Run the command and exit, with a sentence where the user can mend what went wrong."""
+    exit_by("study_bert.py", command, words)
 
 
 def command(words: list[str], root: Path = Path()) -> int:

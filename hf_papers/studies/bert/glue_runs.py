@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from hf_papers.cli import parse_overrides, print_results
+from hf_papers.cli import exit_by, parse_overrides, print_results
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_bert import EPOCHS, GLUE, LEARNING_RATES, find_glue
 from hf_papers.registry import register_all
@@ -165,17 +165,9 @@ def _tasks(text: str | None) -> tuple[str | None, ...]:
     return tuple(find_glue(name).name for name in dict.fromkeys(names))
 
 
-def main(words: Sequence[str]) -> None:
-    """Run the command and exit: 0 when it worked, 2 with a sentence when the user can mend what went wrong."""
-    try:
-        status = command(list(words))
-    except UserError as error:
-        print(f"run_glue.py: {error}", file=sys.stderr)
-        status = getattr(error, "exit_code", 2)
-    except KeyboardInterrupt:
-        print("run_glue.py: stopped by Ctrl-C.", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+def main(words: Sequence[str]) -> NoReturn:
+    """Run the command and exit, with a sentence where the user can mend what went wrong."""
+    exit_by("run_glue.py", command, words)
 
 
 def command(words: list[str]) -> int:
