@@ -15,6 +15,8 @@ from typing import Any
 
 
 _HOMES = {
+    "Augmentation": "augmentation",
+    "AugmentationOptions": "augmentation",
     "DataArguments": "arguments",
     "EmbeddedDataset": "embedded",
     "EmbeddedSource": "sources",
@@ -32,6 +34,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Augmentation",
+    "AugmentationOptions",
     "BucketedStream",
     "DataArguments",
     "EmbeddedDataset",
