@@ -23,8 +23,8 @@ PATIENCE = 2  # worse values of C in a row, after which larger ones are not trie
 
 @dataclass(frozen=True)
 class SvmResult:
-    """accuracy: of the test rows. cost: the C that was best for validation rows. curve: C -> accuracy of validation rows, for
-    those that were tried. at_edge: the best C was the smallest or the largest of the grid."""
+    """accuracy: of the test rows. cost: the C that was best for validation rows. curve: C -> accuracy of validation rows,
+    for those that were tried. at_edge: the best C was the smallest or the largest of the grid."""
 
     accuracy: float
     cost: float
@@ -43,7 +43,7 @@ class LinearSvm:
         self.bias: torch.Tensor | None = None  # (classes,)
 
     def fit(self, features: torch.Tensor, labels: torch.Tensor, start: LinearSvm | None = None) -> LinearSvm:
-        """features (n, d) floating point, labels (n,) whole numbers from 0. `start`: a solution for another C, to start at."""
+        """features (n, d) floating point, labels (n,) whole numbers from 0. `start`: a solution for another C."""
         num_classes = int(labels.max()) + 1
         if len(features) != len(labels) or num_classes < 2:
             raise UserError(

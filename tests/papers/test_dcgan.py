@@ -122,7 +122,7 @@ def test_the_feature_vector_has_the_papers_length() -> None:
 
 
 def peer(size: int, channels: int, width: int, latent: int, kernel: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """The networks as they are commonly written, from torch's own layers: all are convolutions, with a sigmoid at the end."""
+    """The networks as they are commonly written, from torch's own layers: all convolutions, a sigmoid at the end."""
     widths = [width]
     while 4 * 2 ** len(widths) < size:
         widths.append(widths[-1] // 2)

@@ -22,8 +22,8 @@ class PaperDcganImageProcessor(PilBackend):
     (batch, channels, size + 2 margin, size + 2 margin).
 
     No other preprocessing, as in section 4: [-1, 1] is the range of tanh, which G ends in, and D has to see real and
-    generated pixels on the same scale. A margin brings small pictures to a size that G can make without blurring them: the 28 pixels
-    of MNIST with a margin of 2 are 32.
+    generated pixels on the same scale. A margin brings small pictures to a size that G can make without blurring them:
+    the 28 pixels of MNIST with a margin of 2 are 32.
 
     Arrays are (h, w), channels first or channels last. Integers are in 0..255 and true/false is white/black. Floating-point
     values have to be in [0, 1].

@@ -469,8 +469,8 @@ def vector_arithmetic(plus: torch.Tensor, minus: torch.Tensor, base: torch.Tenso
     """mean(plus) - mean(minus) + mean(base): three times (k, latent_size) -> (latent_size,), section 6.3.2.
 
     "smiling woman" - "neutral woman" + "neutral man". A single z each is unstable, so the paper averages k = 3. A mean of
-    three has a third of the variance of one z, and the three means together have all of it again: the result lies where G has
-    learnt to draw.
+    three has a third of the variance of one z, and the three means together have all of it again: the result lies where G
+    has learnt to draw.
     """
     return plus.mean(0) - minus.mean(0) + base.mean(0)
 

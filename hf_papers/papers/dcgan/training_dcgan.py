@@ -364,7 +364,7 @@ class DcganTask(Task):
             flags["discriminator_won"] = (
                 d_loss < WON_DISCRIMINATOR_LOSS and g_loss > WON_GENERATOR_LOSS,
                 f"The discriminator has won: its loss is down to {d_loss:.2g} and the generator's up to {g_loss:.2g}, so "
-                "there is nothing left to learn from it. Try a smaller --discriminator_learning_rate or a narrower discriminator.",
+                "there is nothing left to learn from it. Try a smaller --discriminator_learning_rate or a narrower D.",
             )
         for name, (up, sentence) in flags.items():
             # Once while it lasts; the final word on the test split is always said.
