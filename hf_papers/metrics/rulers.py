@@ -104,7 +104,10 @@ class ClassifierRuler(Ruler):
 
     def read_chunk(self, pictures: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         device = next(self.model.parameters()).device
-        pixel_values = self.processor(list(pictures), return_tensors="pt")["pixel_values"].to(device)
+        # Processors of transformers leave a grey picture grey though their model reads colours.
+        mode = {1: "L", 3: "RGB"}.get(getattr(self.model.config, "num_channels", None))
+        shown = [picture if mode in (None, picture.mode) else picture.convert(mode) for picture in pictures]
+        pixel_values = self.processor(shown, return_tensors="pt")["pixel_values"].to(device)
         if not _is_number(self.layer):
             return self._read_module(pixel_values)
         outputs = self.model(pixel_values, output_hidden_states=True)

@@ -149,6 +149,8 @@ def test_a_classifier_of_the_hub_can_be_a_ruler(tmp_path: Path) -> None:
     assert ruler.name == "vit" and ruler.describe()["layer"] == "-1"
     reading = ruler.read(images(9, channels=3))
     assert reading.features.shape == (9, 8) and reading.logits.shape == (9, 4)
+    grey = ruler.read(images(9))
+    torch.testing.assert_close(grey.features, ruler.read(images(9).repeat(1, 3, 1, 1)).features)
     assert ruler.fingerprint == fingerprint(model)
 
 
