@@ -33,10 +33,11 @@ Bowman, Samuel R.}, booktitle={ICLR}, year={2019}}"""
 _GAN_CITATION = """@article{goodfellow2014generative, title={Generative Adversarial Networks}, author={Goodfellow, Ian J. and
 Pouget-Abadie, Jean and Mirza, Mehdi and Xu, Bing and Warde-Farley, David and Ozair, Sherjil and Courville, Aaron and
 Bengio, Yoshua}, journal={arXiv:1406.2661}, year={2014}}"""
-_UNET_CITATION = """@inproceedings{ronneberger2015unet, title={U-Net: Convolutional Networks for Biomedical Image Segmentation},
-author={Ronneberger, Olaf and Fischer, Philipp and Brox, Thomas}, booktitle={MICCAI}, year={2015}}"""
-_CELLS_CITATION = """@article{arganda2015crowdsourcing, title={Crowdsourcing the creation of image segmentation algorithms for
-connectomics}, author={Arganda-Carreras, Ignacio and others}, journal={Frontiers in Neuroanatomy}, year={2015}}"""
+_UNET_CITATION = """@inproceedings{ronneberger2015unet, title={U-Net: Convolutional Networks for Biomedical Image
+Segmentation}, author={Ronneberger, Olaf and Fischer, Philipp and Brox, Thomas}, booktitle={MICCAI}, year={2015}}"""
+_CELLS_CITATION = """@article{arganda2015crowdsourcing, title={Crowdsourcing the creation of image segmentation
+algorithms for connectomics}, author={Arganda-Carreras, Ignacio and others}, journal={Frontiers in Neuroanatomy},
+year={2015}}"""
 # Images may differ in size, so a mask is a list of rows.
 _MASKS = datasets.Features(
     {name: datasets.Sequence(datasets.Sequence(datasets.Value("int64"))) for name in ("predictions", "references")}
@@ -124,7 +125,7 @@ class ModeCoverageMetric(evaluate.Metric):
 
 
 class MaskOverlapMetric(evaluate.Metric):
-    """`compute(predictions=masks, references=masks)` -> Dice, IoU and pixel error, each the mean of the images' own values."""
+    """`compute(predictions=masks, references=masks)` -> Dice, IoU and pixel error, means of the images' own values."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -146,7 +147,7 @@ class MaskOverlapMetric(evaluate.Metric):
 
 
 class CellErrorMetric(evaluate.Metric):
-    """`compute(predictions=masks, references=masks)` -> Rand and warping error of binary masks of cells, means over images."""
+    """`compute(predictions=masks, references=masks)` -> Rand and warping error of masks of cells, means over images."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

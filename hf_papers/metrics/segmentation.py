@@ -55,10 +55,11 @@ def cells_of(mask: np.ndarray) -> np.ndarray:
 def rand_error(prediction: np.ndarray, reference: np.ndarray) -> float:
     """1 - F score of pairs of pixels, restricted to the foreground of the reference: 0 is perfect.
 
-    Two pixels inside true cells are a pair when they lie in the same cell. Precision is the share of predicted pairs that are
-    true, recall the share of true pairs that are predicted, and F their harmonic mean. Pixels of the reference's background do
-    not count; a pixel that is background in the prediction alone is a cell of its own. This is the foreground-restricted Rand
-    score of Arganda-Carreras et al. (2015), whose organisers ran the ISBI 2012 challenge.
+    Two pixels inside true cells are a pair when they lie in the same cell. Precision is the share of predicted pairs that
+    are true, recall the share of true pairs that are predicted, and F their harmonic mean. Pixels of the reference's
+    background do not count; a pixel that is background in the prediction alone is a cell of its own, so that thick borders
+    cost recall. This is the foreground-restricted score of the ISBI 2012 challenge, without the thinning of borders that its
+    organisers came to recommend (Arganda-Carreras et al., 2015).
 
     prediction, reference: (H, W) whole numbers, 0 for the background and another for each cell.
     """
@@ -81,10 +82,11 @@ def warping_error(prediction: np.ndarray, reference: np.ndarray, allowed: np.nda
 
     Pixels of the reference are flipped where they disagree and are *simple*: where that neither joins, splits, makes nor
     removes a cell or a hole. Cells are connected through sides, background also through corners; outside the image is
-    background. Whether any pixel is simple depends on its eight neighbours alone, so that every other pixel of every other row
-    can be flipped at once as if one after the other. Which local optimum is reached may depend on the order.
+    background. Whether any pixel is simple depends on its eight neighbours alone, so that every other pixel of every other
+    row can be flipped at once as if one after the other. Pixels that agree stay, so a border follows another only as far as
+    the two touch; and which local optimum is reached may depend on the order.
 
-    prediction, reference: (H, W) binary masks, true inside cells. allowed: where the reference may bend; everywhere by default.
+    prediction, reference: (H, W) binary masks, true inside cells. allowed: where the reference may bend; all by default.
     """
     prediction, reference = _binary(prediction, reference)
     target = np.pad(prediction, 1)

@@ -77,8 +77,8 @@ class Start:
         wrong = [name for name in fresh if not re.search(may_differ, name)]
         if wrong:
             raise UserError(
-                f"The weights in {self.folder} do not fit the model that is to be trained: {', '.join(wrong[:3])} are missing "
-                "or of another shape. Leave out the model options on the command line, or name another checkpoint."
+                f"The weights in {self.folder} do not fit the model that is to be trained: {', '.join(wrong[:3])} are "
+                "missing or of another shape. Leave out the model options on the command line, or name another checkpoint."
             )
         check_finite(model, self.folder)
         self.fresh = tuple(fresh)

@@ -28,8 +28,8 @@ class Geometry:
     def border(self) -> int:
         """Pixels of the input at each end that the output lacks: (572 - 388) / 2 = 92 in figure 1.
 
-        Two convolutions take 4 pixels of each stage's own size, on the way down (0 .. depth) and on the way up (depth - 1 .. 0),
-        and a pixel of stage s counts 2^s: 4 (2^(depth+1) - 1) + 4 (2^depth - 1) from both ends together.
+        Two convolutions take 4 pixels of each stage's own size, on the way down (0 .. depth) and on the way up
+        (depth - 1 .. 0), and a pixel of stage s counts 2^s: 4 (2^(depth+1) - 1) + 4 (2^depth - 1) from both ends together.
         """
         return 6 * self.multiple - 4 if self.valid else 0
 
@@ -91,8 +91,8 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Tile:
-    """One side of a tile: the network reads `read_start` .. `read_stop` of the image (which may lie outside: mirrored), and of
-    its output the pixels from `keep` on are those at `write_start` .. `write_stop` of the result."""
+    """One side of a tile: the network reads `read_start` .. `read_stop` of the image (which may lie outside: mirrored),
+    and of its output the pixels from `keep` on are those at `write_start` .. `write_stop` of the result."""
 
     read_start: int
     read_stop: int
@@ -104,8 +104,8 @@ class Tile:
 def tiles(size: int, tile_size: int, geometry: Geometry) -> list[Tile]:
     """Tiles of at most `tile_size` input pixels that together answer for `size` pixels, each for its own.
 
-    All begin on the grid of the halvings, so that every output pixel is computed as in one pass over the whole image. The last
-    tile is pushed back to end where that pass would, instead of reading farther outside.
+    All begin on the grid of the halvings, so that every output pixel is computed as in one pass over the whole image. The
+    last tile is pushed back to end where that pass would, instead of reading farther outside.
     """
     whole = geometry.input_covering(size)  # what one pass would read: -border .. whole - border
     if whole <= tile_size:

@@ -37,8 +37,8 @@ class PaperUnetImageProcessor(PilBackend):
 
     Pictures or arrays -> pixel_values (batch, channels, h, w). Pictures of several sizes share the size that covers all of
     them. Arrays are (h, w), channels first or channels last: bytes, 16-bit numbers, true/false, or floats in [0, 1].
-    16-bit pictures are read from 0 to 65,535; transparent ones are laid over black; where colours do not fit the network they
-    are converted, with a note.
+    16-bit pictures are read from 0 to 65,535; transparent ones are laid over black; where colours do not fit the network
+    they are converted, with a note.
     """
 
     valid_kwargs = PaperUnetImageProcessorKwargs
@@ -131,8 +131,8 @@ class PaperUnetImageProcessor(PilBackend):
         for height, width in target_sizes:
             if height > classes.shape[1] or width > classes.shape[2]:
                 raise ValueError(
-                    f"The output of {classes.shape[1]}x{classes.shape[2]} pixels does not cover a picture of {height}x{width}: "
-                    "prepare pictures with do_pad, and with the processor that was saved beside the model."
+                    f"The output of {classes.shape[1]}x{classes.shape[2]} pixels does not cover a picture of "
+                    f"{height}x{width}: prepare pictures with do_pad, and by the processor saved beside the model."
                 )
         # Mirroring put the picture into the output's upper left corner.
         return [found[:height, :width] for found, (height, width) in zip(classes, target_sizes, strict=True)]
@@ -177,11 +177,15 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     elif array.dtype.kind == "b":
         array = array.astype(np.uint8) * 255
     elif array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 65_535:
-        raise ValueError(f"Images hold whole numbers up to 65,535 or floats in [0, 1], not these {array.dtype} values.")
+        raise ValueError(
+            f"Images hold whole numbers up to 65,535 or floats in [0, 1], not these {array.dtype} values."
+        )
     elif array.dtype == np.uint8 or (array.dtype != np.uint16 and array.max() <= 255):
         array = array.astype(np.uint8)
     else:
-        logger.warning_once("Some pictures have 16 bits: black is 0 and white 65,535. Stretch those that use a part of it.")
+        logger.warning_once(
+            "Some pictures have 16 bits: black is 0 and white 65,535. Stretch those that use a part of it."
+        )
         array = array.astype(np.float32) / 257
     if array.shape[0] == 4:
         logger.warning_once("Some pictures are transparent in places: they are laid over black.")

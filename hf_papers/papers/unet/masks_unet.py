@@ -49,8 +49,8 @@ class MaskReader:
         if self.values is not None:
             if unknown := [value for value in found if value not in self.values]:
                 raise ValueError(
-                    f"A mask holds the value {unknown[0]}, which is not among --mask_values {describe(list(self.values))}; it "
-                    f"holds {describe(found)}."
+                    f"A mask holds the value {unknown[0]}, which is not among --mask_values "
+                    f"{describe(list(self.values))}; it holds {describe(found)}."
                 )
             # Binary search in the sorted values, then back to the order they were given in.
             order = np.argsort(self.values)
@@ -65,12 +65,14 @@ class MaskReader:
     def _advice(self, found: list[int]) -> str:
         if len(found) > MANY:
             return (
-                "If every value is a cell of its own, add --mask_kind instances; if it was saved as JPEG or resized smoothly, "
-                "make it again without."
+                "If every value is a cell of its own, add --mask_kind instances; if it was saved as JPEG or resized "
+                "smoothly, make it again without."
             )
         if len(found) == self.num_labels:
             return f"If these are the classes in order, add --mask_values {','.join(map(str, found))}."
-        return "Name the values in the order of --class_names by --mask_values, or add --mask_kind instances for cells."
+        return (
+            "Name the values in the order of --class_names by --mask_values, or add --mask_kind instances for cells."
+        )
 
 
 def as_array(mask: Any) -> np.ndarray:

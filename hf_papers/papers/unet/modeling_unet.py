@@ -40,7 +40,7 @@ def centre_crop(values: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def weighted_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, pixel_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Eq. 1 per pixel: the mean of -w(x) log p_l(x)(x). logits (B, K, h, w), labels and pixel_weights (B, h, w) -> scalar."""
+    """Eq. 1 per pixel: the mean of -w(x) log p_l(x)(x). logits (B, K, h, w), labels, pixel_weights (B, h, w) -> scalar."""
     losses = F.cross_entropy(logits.float(), labels, reduction="none")  # (B, h, w)
     return losses.mean() if pixel_weights is None else (pixel_weights * losses).mean()
 
@@ -128,7 +128,7 @@ class PaperUnetExpandingStage(nn.Module):
 
 
 class PaperUnetExpandingPath(nn.Module):
-    """The way up. Feature maps of every stage, from the image's size to the bottom -> those of every step, the last the largest."""
+    """The way up. Feature maps of every stage, from the image's size to the bottom -> of every step, the largest last."""
 
     def __init__(self, config: PaperUnetConfig) -> None:
         super().__init__()
@@ -188,8 +188,8 @@ class PaperUnetPreTrainedModel(PreTrainedModel):
                 nearest = f"{above} fits" if below is None else f"{below} and {above} fit"
                 raise ValueError(
                     f"A {name} of {size} pixels cannot be halved {geometry.depth} times evenly"
-                    f"{' between unpadded convolutions' if geometry.valid else ''}: {nearest}. `segment` takes any size, and "
-                    "so does the image processor."
+                    f"{' between unpadded convolutions' if geometry.valid else ''}: {nearest}. `segment` takes any size, "
+                    "and so does the image processor."
                 )
 
 
@@ -206,8 +206,8 @@ class PaperUnetModel(PaperUnetPreTrainedModel):
         """`hidden_states`: depth + 1 feature maps on the way down, then depth of them on the way up.
 
         Raises:
-            ValueError: for images of a size that does not fit, naming those that do; and for a batch whose bottom is a single
-                pixel, which batch normalisation cannot be trained on.
+            ValueError: for images of a size that does not fit, naming those that do; and for a batch whose bottom is a
+                single pixel, which batch normalisation cannot be trained on.
         """
         self._check_images(pixel_values)
         features = self.contracting_path(pixel_values)  # C_0 channels first, C_depth at the bottom
@@ -222,8 +222,8 @@ class PaperUnetModel(PaperUnetPreTrainedModel):
         if self.config.batch_norm and self.training and self.config.padding == "same" and smallest:
             if pixel_values.shape[0] == 1:
                 raise ValueError(
-                    f"One image of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels is a single pixel at the bottom, "
-                    "and batch normalisation has nothing to compare it with: train on larger tiles or on more than one."
+                    f"One image of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels is a single pixel at the "
+                    "bottom, and batch normalisation has nothing to compare it with: train on larger tiles or on more."
                 )
 
 
@@ -349,7 +349,9 @@ class PaperUnetForSemanticSegmentation(PaperUnetPreTrainedModel):
         return total / views
 
 
-def _views(count: int) -> Iterator[tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]]:
+def _views(
+    count: int,
+) -> Iterator[tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]]:
     """The first `count` symmetries of a square: how to turn an image, and how to turn what was made of it back."""
     for mirror in (False, True)[: 1 + (count == 8)]:
         for quarter in range(min(count, 4)):

@@ -64,11 +64,16 @@ class PairsFolder(Source):
     def _open(self, split: SplitSlice, mapping: ColumnMap) -> IndexedRows:
         pairs = find_pairs(self._folders[split.name])
         first, stop = split.rows(len(pairs), mapping.where)
-        columns = {"image": PictureFiles([image for image, _ in pairs]), "mask": PictureFiles([mask for _, mask in pairs])}
+        columns = {
+            "image": PictureFiles([image for image, _ in pairs]),
+            "mask": PictureFiles([mask for _, mask in pairs]),
+        }
         mapping.names(list(columns))
         described = [f"{path}:{path.stat().st_size}" for pair in pairs for path in pair]
         fingerprint = hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
-        return IndexedRows(MemoryTable(columns, range(first, len(pairs) if stop is None else stop)), mapping, fingerprint)
+        return IndexedRows(
+            MemoryTable(columns, range(first, len(pairs) if stop is None else stop)), mapping, fingerprint
+        )
 
     def _indexed_features(self, rows: IndexedRows) -> Features:
         from datasets import Features

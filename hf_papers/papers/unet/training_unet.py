@@ -53,7 +53,8 @@ class UnetOptions(AugmentationOptions):
     """The task's own options, and those of the random changes of images."""
 
     model_name_or_path: str | None = _option(
-        None, "where to start: a run of this paper, folder or Hub id; its sizes win over the recipe's; none: random weights"
+        None,
+        "where to start: a run of this paper, folder or Hub id; its sizes win over the recipe's; none: random weights",
     )
     class_names: list[str] | tuple[str, ...] = _option(
         ("background", "foreground"), "what the classes are called, in the order of their numbers"
@@ -66,9 +67,13 @@ class UnetOptions(AugmentationOptions):
     )
     tile_size: int = _option(572, "height and width of what the network is shown in training, cut out at random")
     weight_map: bool = _option(True, "weigh pixels by eq. 2; without it all pixels count alike")
-    border_weight: float = _option(10.0, "w_0 of eq. 2: how much the background between two touching cells counts more")
+    border_weight: float = _option(
+        10.0, "w_0 of eq. 2: how much the background between two touching cells counts more"
+    )
     border_sigma: float = _option(5.0, "sigma of eq. 2, in pixels: how fast that fades as the cells move apart")
-    test_views: int = _option(1, "predict for 1, 4 (rotations) or 8 (and mirrored) versions of a test image and average")
+    test_views: int = _option(
+        1, "predict for 1, 4 (rotations) or 8 (and mirrored) versions of a test image and average"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +92,8 @@ class UnetOptions(AugmentationOptions):
             len(self.mask_values) != len(self.class_names) or len(set(self.mask_values)) < len(self.mask_values)
         ):
             raise UserError(
-                f"mask_values must list one value for each of the {len(self.class_names)} class_names, not {self.mask_values}."
+                f"mask_values must list one value for each of the {len(self.class_names)} class_names, not "
+                f"{', '.join(map(str, self.mask_values))}."
             )
 
 
@@ -212,8 +218,8 @@ class UnetTask(Task):
         if np.count_nonzero(counts) < 2:
             only = self.options.class_names[int(counts.argmax())]
             raise UserError(
-                f"The masks of '{self.source.name}' hold nothing but class {int(counts.argmax())} ({only}): there is nothing "
-                "to learn from them. Check the column of masks, and --mask_values."
+                f"The masks of '{self.source.name}' hold nothing but class {int(counts.argmax())} ({only}): there is "
+                "nothing to learn from them. Check the column of masks, and --mask_values."
             )
         return torch.from_numpy(class_weights(counts))
 
@@ -253,9 +259,7 @@ class UnetTask(Task):
 
     # How it is judged
 
-    def evaluate(
-        self, model: PaperUnetForSemanticSegmentation, split: str, context: Context
-    ) -> dict[str, float]:
+    def evaluate(self, model: PaperUnetForSemanticSegmentation, split: str, context: Context) -> dict[str, float]:
         """Dice and IoU (over the classes but the first) and pixel error, each the mean of the images' own values.
 
         With two classes a pixel is foreground from some probability on. Which one is chosen on the validation split, by Dice
@@ -266,8 +270,10 @@ class UnetTask(Task):
         if self.split_of(split) is None:
             return {}
         if self.num_labels > 2:
-            return self._mean(self.score_classes(probabilities, example) for probabilities, example in
-                              self.predictions(model, split, context))
+            return self._mean(
+                self.score_classes(probabilities, example)
+                for probabilities, example in self.predictions(model, split, context)
+            )
         if split == "validation":
             curves = self.curves(model, split, context, THRESHOLDS, cell_errors=False)
             chosen = best_of(curves)
@@ -288,8 +294,9 @@ class UnetTask(Task):
 
             def transform(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
                 pixels = self.pixels([row["image"] for row in rows])
-                masks = [self.read_mask(row["mask"], tuple(image.shape[-2:])) for image, row in zip(pixels, rows, strict=True)]
-                return {"pixels": pixels, "classes": [m[0] for m in masks], "cells": [m[1] for m in masks]}
+                sizes = [tuple(image.shape[-2:]) for image in pixels]
+                masks = [self.read_mask(row["mask"], size) for row, size in zip(rows, sizes, strict=True)]
+                return {"pixels": pixels, "classes": [mask[0] for mask in masks], "cells": [mask[1] for mask in masks]}
 
             read = self.source.tensors(self.split_of(role), transform)
             self._examples[role] = [

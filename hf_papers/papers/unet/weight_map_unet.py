@@ -17,8 +17,8 @@ def border_weights(cells: np.ndarray, weight: float = 10.0, sigma: float = 5.0) 
 
         w_0 exp(-(d_1(x) + d_2(x))^2 / (2 sigma^2))
 
-    with d_1 and d_2 the distances, in pixels, to the nearest and the second nearest cell. It is meant for the background that
-    keeps cells apart, so it is 0 inside cells; and where there are fewer than two.
+    with d_1 and d_2 the distances, in pixels, to the nearest and the second nearest cell. It is meant for the background
+    that keeps cells apart, so it is 0 inside cells; and where there are fewer than two.
 
     `cells` (H, W): 0 for the background and another number for each cell.
     """
