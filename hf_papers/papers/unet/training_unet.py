@@ -269,20 +269,21 @@ class UnetTask(Task):
         """
         if self.split_of(split) is None:
             return {}
+        views = self.options.test_views if split == "test" else 1
         if self.num_labels > 2:
-            return self._mean(
-                self.score_classes(probabilities, example)
-                for probabilities, example in self.predictions(model, split, context)
-            )
+            scores = (self.score_classes(*pair) for pair in self.predictions(model, split, context, views))
+            return self._mean(scores)
         if split == "validation":
-            curves = self.curves(model, split, context, THRESHOLDS, cell_errors=False)
+            curves = self.curves(self.predictions(model, split, context, views), THRESHOLDS, cell_errors=False)
             chosen = best_of(curves)
             self.processor.threshold = chosen["dice"]
             return {**{name: curves[name][chosen[name]] for name in curves}, "threshold": chosen["dice"]}
         chosen = dict.fromkeys(("dice", "iou", "pixel_error", "rand_error", "warping_error"), 0.5)
         if self.split_of("validation") is not None:
-            chosen = best_of(self.curves(model, "validation", context, THRESHOLDS, cell_errors=True))
-        curves = self.curves(model, split, context, sorted(set(chosen.values())), cell_errors=True)
+            predictions = self.predictions(model, "validation", context, views)
+            chosen = best_of(self.curves(predictions, THRESHOLDS, cell_errors=True))
+        predictions = self.predictions(model, split, context, views)
+        curves = self.curves(predictions, sorted(set(chosen.values())), cell_errors=True)
         return {name: curves[name][chosen[name]] for name in curves}
 
     def split_of(self, role: str) -> str | None:
@@ -306,25 +307,19 @@ class UnetTask(Task):
         return self._examples[role]
 
     def predictions(
-        self, model: PaperUnetForSemanticSegmentation, role: str, context: Context
+        self, model: PaperUnetForSemanticSegmentation, role: str, context: Context, views: int
     ) -> Iterator[tuple[np.ndarray, Example]]:
-        """Class probabilities (K, H, W) of each image of a split, and the image."""
-        views = self.options.test_views if role == "test" else 1
+        """Class probabilities (K, H, W) of each image of a split, the mean over so many views of it, and the image."""
         for example in self.examples(role):
             probabilities = model.segment(example.pixels[None].to(context.device), views=views)
             yield probabilities[0].cpu().numpy(), example
 
     def curves(
-        self,
-        model: PaperUnetForSemanticSegmentation,
-        role: str,
-        context: Context,
-        thresholds: Sequence[float],
-        cell_errors: bool,
+        self, predictions: Iterator[tuple[np.ndarray, Example]], thresholds: Sequence[float], cell_errors: bool
     ) -> dict[str, dict[float, float]]:
-        """Metric -> threshold -> its mean over the images of a split, two classes."""
+        """Metric -> threshold -> its mean over images of two classes."""
         scores: dict[float, list[dict[str, float]]] = {threshold: [] for threshold in thresholds}
-        for probabilities, example in self.predictions(model, role, context):
+        for probabilities, example in predictions:
             for threshold in thresholds:
                 found = probabilities[1] >= threshold
                 values = {
@@ -358,7 +353,6 @@ class UnetTask(Task):
 
     def figures(self, model: PaperUnetForSemanticSegmentation, folder: Path, context: Context) -> dict[str, Path]:
         """What the network makes of images and how, as pictures: caption -> file."""
-        return {}
         from hf_papers.papers.unet.figures_unet import draw_figures
 
         return draw_figures(self, model, folder, context)
