@@ -10,13 +10,13 @@ from scipy import ndimage
 
 
 SIZE = 128
-TRIES = 400  # places that are tried for a cell; about 35 are taken
+TRIES = 400  # places that are tried for a cell on so many pixels; about 35 are taken
 FAR = 2.0  # radii from a cell's middle, beyond which it has no influence
 SPLITS = {"train": 40, "validation": 8, "test": 16}
 
 
 def draw_cells(number: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Picture `number`: (image, instances), both (size, size). Image: bytes; instances: 0 for the ground, else 1 to 255.
+    """Picture `number`: (image, instances), both (size, size). Image: bytes; instances: 0 for the ground, else 1, 2, …
 
     The same number gives the same picture always. Neighbours press against each other and flatten where they meet, so that
     only a faint dark line tells two cells apart.
@@ -24,14 +24,14 @@ def draw_cells(number: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng([1505, 4597, number])
     # How far each pixel is from the nearest and from the second nearest cell: below 1 inside one.
     first, second = np.full((2, size, size), FAR)
-    nearest = np.zeros((size, size), dtype=np.uint8)
+    nearest = np.zeros((size, size), dtype=np.int64)
     places = _places(random, size)
     for cell, (place, radius) in enumerate(places):
         box, distance = _cell(random, place, radius, size)
         nearest[box] = np.where(distance < first[box], cell, nearest[box])
         second[box] = np.minimum(second[box], np.maximum(first[box], distance))
         first[box] = np.minimum(first[box], distance)
-    instances = np.where(first < 1, nearest + 1, 0).astype(np.uint8)
+    instances = np.where(first < 1, nearest + 1, 0).astype(np.uint8 if len(places) < 256 else np.uint16)
 
     inside = first < 1
     light = 0.18 * _clouds(random, size, size / 3) + 0.5
@@ -61,16 +61,17 @@ def load_cells() -> dict[str, dict[str, list[Any]]]:
 
 def _places(random: np.random.Generator, size: int) -> list[tuple[np.ndarray, float]]:
     """Middles (x, y) and radii of cells that overlap a little with their neighbours; some pictures are crowded, some not."""
-    taken: list[tuple[np.ndarray, float]] = []
+    tries = round(TRIES * (size / SIZE) ** 2)
+    middles, radii, count = np.empty((tries, 2)), np.empty(tries), 0
     loneliness = random.uniform(0.02, 0.3)
-    for _ in range(TRIES):
+    for _ in range(tries):
         place, radius = random.uniform(-4, size + 4, 2), random.uniform(8, 16)
-        gaps = [np.hypot(*(place - other)) / (radius + wide) for other, wide in taken]
-        nearest = min(gaps, default=1.0)
+        gaps = np.hypot(*(place - middles[:count]).T) / (radius + radii[:count])
+        nearest = gaps.min(initial=1.0 if count == 0 else np.inf)
         if nearest < 0.82 or (nearest > 1.05 and random.random() > loneliness):
             continue
-        taken.append((place, radius))
-    return taken
+        middles[count], radii[count], count = place, radius, count + 1
+    return list(zip(middles[:count], radii[:count].tolist(), strict=True))
 
 
 def _cell(

@@ -19,11 +19,11 @@ from hf_papers.errors import UserError
 from hf_papers.metrics.segmentation import cells_of, dice, pixel_error
 from hf_papers.papers.unet import PAPER
 from hf_papers.papers.unet.configuration_unet import PaperUnetConfig
-from hf_papers.papers.unet.figures_unet import errors_in_colour, telling_maps
 from hf_papers.papers.unet.image_processing_unet import PaperUnetImageProcessor
 from hf_papers.papers.unet.masks_unet import MaskReader
 from hf_papers.papers.unet.modeling_unet import PaperUnetForSemanticSegmentation
 from hf_papers.papers.unet.pairs_unet import find_pairs
+from hf_papers.papers.unet.pictures_unet import cells_in_colour, errors_in_colour, telling_maps
 from hf_papers.papers.unet.training_unet import THRESHOLDS, best_of
 from hf_papers.papers.unet.weight_map_unet import border_weights, cells_apart, class_weights
 from hf_papers.papers.vae.modeling_vae import PaperVaeConfig, PaperVaeModel
@@ -584,6 +584,16 @@ def test_errors_have_their_colours():
     picture = errors_in_colour(found, true)
     assert picture[0, 0].tolist() == [1, 1, 1] and picture[0, 3].tolist() == [0, 0, 0]
     assert picture[0, 1, 2] > 0.8 > picture[0, 1, 0] and picture[0, 2, 0] > 0.8 > picture[0, 2, 2]
+
+
+def test_every_cell_has_its_colour_and_the_ground_keeps_its_own():
+    cells = np.zeros((9, 9), int)
+    cells[1:4, 1:8], cells[5:8, 1:8] = 1, 2
+    picture = cells_in_colour(np.full((9, 9), 0.5), cells)
+    assert picture.shape == (9, 9, 3) and (picture[cells == 0] == 0.5).all()
+    assert len({tuple(picture[row, 4].round(4)) for row in (2, 6)}) == 2
+    assert not np.allclose(picture[2, 4], picture[1, 4]), "its edge is drawn in full colour"
+    assert 0 <= picture.min() and picture.max() <= 1
 
 
 def test_the_telling_maps_are_those_that_vary():

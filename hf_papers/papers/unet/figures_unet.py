@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from hf_papers.papers.unet.image_processing_unet import mirror_around
 from hf_papers.papers.unet.modeling_unet import PaperUnetForSemanticSegmentation
+from hf_papers.papers.unet.pictures_unet import errors_in_colour, grey, telling_maps
 from hf_papers.training.task import Context
 
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 SHOWN = 3  # images
 LARGEST = 384  # pixels of an image that are shown, from its middle
 MAPS = 8  # feature maps of each stage
-MISSED, ADDED = (0.92, 0.35, 0.05), (0.31, 0.27, 0.90)  # orange, indigo: told apart also without colour vision
 
 
 def draw_figures(
@@ -53,21 +53,6 @@ def middle(example: Example) -> Example:
     top, left = max(0, (height - LARGEST) // 2), max(0, (width - LARGEST) // 2)
     part = slice(top, top + LARGEST), slice(left, left + LARGEST)
     return type(example)(example.pixels[:, *part], example.classes[part], example.cells[part])
-
-
-def grey(image: torch.Tensor) -> np.ndarray:
-    """(C, H, W) of any range as a picture for matplotlib: (H, W) or (H, W, 3), in [0, 1]."""
-    low, high = image.min(), image.max()
-    values = ((image - low) / (high - low).clamp_min(1e-6)).cpu().numpy()
-    return values[0] if len(values) != 3 else np.moveaxis(values, 0, -1)
-
-
-def errors_in_colour(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """A binary mask (H, W) as a picture (H, W, 3): white inside, black outside, wrong pixels in colour."""
-    picture = np.repeat(found[..., None].astype(float), 3, axis=2)
-    picture[true & ~found] = MISSED
-    picture[found & ~true] = ADDED
-    return picture
 
 
 def _predictions(
@@ -105,18 +90,12 @@ def _feature_maps(model: PaperUnetForSemanticSegmentation, example: Example, pat
     figure = Figure(figsize=(1.35 * MAPS, 1.4 * len(states)), layout="constrained")
     grid = figure.subplots(len(states), MAPS, squeeze=False)
     for number, (row, maps) in enumerate(zip(grid, states, strict=True)):
-        for axes, each in zip(row, telling_maps(maps[0]), strict=False):
+        for axes, each in zip(row, telling_maps(maps[0], MAPS), strict=False):
             axes.imshow(each.cpu().numpy(), cmap="magma")
         stage = number if number <= geometry.depth else 2 * geometry.depth - number
         way = "down" if number < geometry.depth else "bottom" if number == geometry.depth else "up"
         row[0].set_ylabel(f"{way} {stage}\n{maps.shape[1]} maps\n{maps.shape[2]}×{maps.shape[3]}", fontsize=8)
     return _save(figure, grid, path)
-
-
-def telling_maps(maps: torch.Tensor, count: int = MAPS) -> torch.Tensor:
-    """The `count` feature maps (of C, H, W) that vary most over the image, in the order of their numbers."""
-    spread = maps.float().flatten(1).std(1)
-    return maps[spread.topk(min(count, len(maps))).indices.sort().values].float()
 
 
 def _training_pictures(task: UnetTask, folder: Path) -> dict[str, Path]:
@@ -174,4 +153,4 @@ def _save(figure: Figure, grid: np.ndarray, path: Path) -> Path:
     return path
 
 
-__all__ = ["draw_figures", "errors_in_colour", "telling_maps"]
+__all__ = ["draw_figures"]
