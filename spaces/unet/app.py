@@ -25,6 +25,7 @@ from hf_papers.papers.unet.pictures_unet import cells_in_colour, grey, telling_m
 from hf_papers.papers.unet.weight_map_unet import cells_apart
 from hf_papers.registry import find_paper
 from hf_papers.space_kit import (
+    MAX_PIXELS,
     bounded,
     checkpoint_source,
     errors_as_sentences,
@@ -45,10 +46,9 @@ PLAIN = Path(__file__).parent / "checkpoint-no-skips"
 PLAIN_VARIABLE = "NO_SKIPS_ID"
 TILE = 256  # small, so that a picture of ordinary size is already cut into tiles
 LARGEST = 2048  # pixels along the longer side; larger pictures are made smaller
-MAX_PIXELS = 80_000_000  # of a file, as it is
 FIRST_EXAMPLE = 1000  # the training saw none of these
 LARGE_EXAMPLE = 640  # pixels along each side
-WITH, WITHOUT = "with skip connections", "without"
+WITH, WITHOUT = "with skip connections", "without skip connections"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_picture(path: str | Path, processor: PaperUnetImageProcessor) -> torch.
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UserError(
-                    f"A picture of {opened.width} by {opened.height} pixels is too large for this page: cut out a part."
+                    f"This picture has {opened.width:,} x {opened.height:,} pixels, too many for this page: cut out a part."
                 )
             opened.draft(None, (LARGEST, LARGEST))
             upright = ImageOps.exif_transpose(opened)
@@ -194,14 +194,14 @@ def build() -> gr.Blocks:
 
     @errors_as_sentences
     def segment_example(
-        number: float,
+        source: str | int,
         zoom: float,
         threshold: float,
         show_tiles: bool,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[Any]:
         """The same for a made-up micrograph, whose cells are known; number 0 is a large one."""
-        chosen = int(bounded(number, "The number of the example", 0, 99))
+        chosen = source if isinstance(source, int) else 1
         pixels, cells = example(chosen)
         scene = look(pixels.expand(model.config.num_channels, -1, -1), cells, zoom, progress)
         return [scene, chosen, *show(scene, threshold, show_tiles)]
