@@ -22,7 +22,7 @@ class Paper:
     title: str
     authors: str
     year: int
-    arxiv: str
+    arxiv: str | None  # None for a paper that is not there: `page` and `venue` then say where it is
     summary: str
     config: str
     models: dict[str, str]  # name of an Auto class -> our class, e.g. {"AutoModel": "modeling_vae:PaperVaeModel"}
@@ -36,6 +36,8 @@ class Paper:
     pipeline_tag: str | None = None
     tags: tuple[str, ...] = ()
     license: str = "mit"
+    page: str | None = None  # its web address
+    venue: str | None = None  # journal or proceedings
 
     @property
     def folder(self) -> Path:
@@ -43,7 +45,19 @@ class Paper:
 
     @property
     def url(self) -> str:
-        return f"https://huggingface.co/papers/{self.arxiv}"
+        return self.page or f"https://huggingface.co/papers/{self.arxiv}"
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """(address, name) of the place where the text itself is."""
+        if self.arxiv:
+            return f"https://arxiv.org/abs/{self.arxiv}", f"arXiv {self.arxiv}"
+        return self.url, self.venue or self.url
+
+    @property
+    def hub_tags(self) -> list[str]:
+        """What a checkpoint or a Space of this paper is found by on the Hub."""
+        return [*self.tags, *([f"arxiv:{self.arxiv}"] if self.arxiv else [])]
 
     @property
     def recipes(self) -> dict[str, Path]:

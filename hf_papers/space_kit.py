@@ -217,11 +217,12 @@ def header(paper_key: str, headline: str, idea: str) -> gr.HTML:
     paper: Paper = find_paper(paper_key)
     names = [name.strip() for name in paper.authors.split(",")]
     authors = paper.authors if len(names) <= 2 else f"{names[0]} et al."
+    address, place = paper.source
     return gr.HTML(
         f'<div class="paper-header"><h1>{html.escape(headline)}</h1>'
         f'<p class="by" title="{html.escape(paper.authors)}"><em>{html.escape(paper.title)}</em>, {html.escape(authors)}, '
         f"{paper.year} · "
-        f'<a href="https://arxiv.org/abs/{paper.arxiv}" target="_blank" rel="noopener">arXiv {paper.arxiv}</a></p>'
+        f'<a href="{html.escape(address)}" target="_blank" rel="noopener">{html.escape(place)}</a></p>'
         f'<p class="idea">{idea}</p></div>'
     )
 
@@ -333,6 +334,7 @@ def run(build: Callable[[], gr.Blocks], css: str = "") -> None:
 PAD_SIZE = 280  # pixels of the canvas, both ways
 PAD_BRUSH = 22
 MAX_DRAWING_BYTES = 3_000_000
+MAX_PIXELS = 40_000_000  # of an uploaded picture: decoded, four bytes each
 
 PAD_TEMPLATE = f"""
 <canvas width="{PAD_SIZE}" height="{PAD_SIZE}" aria-label="Drawing pad"></canvas>
@@ -431,12 +433,79 @@ def open_picture(file: str | Path | BinaryIO, limit: int = 1024) -> Image.Image:
     """The picture in a visitor's file, upright, RGBA, at most `limit` pixels wide and high, or a `UserError`."""
     try:
         with Image.open(file) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise UserError(
+                    f"This picture has {opened.width:,} x {opened.height:,} pixels, too many for this page: make it smaller."
+                )
             opened.draft(None, (limit, limit))
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
+            image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError("This file is not a picture that can be read: upload a PNG, JPEG or WebP.") from error
     image.thumbnail((limit, limit))
     return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey pictures with 16 bits or floating-point numbers, from their darkest to their brightest pixel, as 8 bits."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    pixels = np.asarray(image, dtype=np.float64)
+    low, high = pixels.min(), pixels.max()
+    if not np.isfinite([low, high]).all():
+        raise UserError("This picture holds numbers that are not finite: save it as PNG or JPEG.")
+    return Image.fromarray(((pixels - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------- digits
+
+
+def to_digit(drawing: Image.Image, size: int) -> Image.Image:
+    """A drawing or photograph of a digit as the data sets hold them: white ink on black, centred, (size, size), mode L.
+
+    As MNIST was made: the ink is scaled into 20/28 of the frame with its proportions kept, and its centre of mass moved to
+    the middle. (The 8 x 8 digits of scikit-learn have no margin: theirs fills the frame.) Dark ink on a light ground is
+    turned round. Raises `UserError` when there is no ink, or nothing else.
+    """
+    canvas = Image.new("RGBA", drawing.size, "white")
+    grey = Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("L")
+    pixels = np.asarray(grey, dtype=np.float32) / 255
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if np.median(border) > 0.5:
+        pixels = 1 - pixels
+    pixels = np.clip(pixels - np.median(border if np.median(border) <= 0.5 else 1 - border), 0, None)
+    if pixels.max() < 0.2:
+        raise UserError("There is no digit in the picture: draw one with the brush, or upload a clear picture of one.")
+    pixels /= pixels.max()
+    rows, columns = (np.flatnonzero(pixels.max(axis) > 0.3) for axis in (1, 0))
+    ink = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if ink.mean() > 0.9 and ink.size > 0.5 * pixels.size:
+        raise UserError("The picture is nearly all ink: leave some ground around the digit.")
+    scale = (size if size <= 8 else round(size * 20 / 28)) / max(ink.shape)
+    shape = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
+    small = np.asarray(
+        Image.fromarray((ink * 255).astype(np.uint8)).resize(shape, Image.Resampling.LANCZOS), np.float32
+    )
+    y, x = (
+        np.average(np.arange(n), weights=small.sum(axis) + 1e-6) for n, axis in zip(small.shape, (1, 0), strict=True)
+    )
+    frame = Image.new("L", (size, size))
+    corner = tuple(
+        int(np.clip(round(size / 2 - 0.5 - middle), 0, size - length))
+        for middle, length in zip((x, y), shape, strict=True)
+    )
+    frame.paste(Image.fromarray(small.astype(np.uint8)), corner)
+    return frame
+
+
+@functools.cache
+def example_digit(label: int, number: int = 0) -> Image.Image:
+    """One of scikit-learn's handwritten digits (8 x 8), enlarged, dark on light like a drawing."""
+    from hf_papers.data.embedded import find_embedded
+
+    rows = find_embedded("digits").load()["test"]
+    chosen = [image for image, found in zip(rows["image"], rows["label"], strict=True) if found == label]
+    framed = ImageOps.expand(chosen[number % len(chosen)], 1)
+    return ImageOps.invert(framed.resize((280, 280), Image.Resampling.BICUBIC))
 
 
 # ------------------------------------------------------------------------------------------------- pictures

@@ -92,7 +92,8 @@ def test_what_a_paper_names_exists(paper: Paper) -> None:
     assert all(c.__name__.startswith(f"Paper{key}") for c in paper.model_classes.values())
     assert all(c.config_class is paper.config_class for c in paper.model_classes.values())
     assert paper.model_class is next(iter(paper.model_classes.values()))
-    assert paper.folder.is_dir() and paper.url.endswith(paper.arxiv)
+    assert paper.folder.is_dir() and paper.url.startswith("https://")
+    assert paper.url.endswith(paper.arxiv) if paper.arxiv else paper.page and paper.venue
     assert paper.parameters and set(paper.parameters) <= set(paper.config_class.presets)
     assert "tiny" in paper.config_class.presets
 

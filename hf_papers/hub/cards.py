@@ -98,7 +98,7 @@ def card_data(paper: Paper, recipe: dict[str, Any], results: dict[str, Any], nam
         pipeline_tag=pipeline_tag,
         datasets=[data_set] if data_set else None,
         metrics=sorted(scores) or None,
-        tags=[*paper.tags, f"arxiv:{paper.arxiv}", PROJECT],
+        tags=[*paper.hub_tags, PROJECT],
         model_name=name if scores else None,
         eval_results=[
             EvalResult(
@@ -482,9 +482,10 @@ def _limits(paper: Paper, recipe: dict[str, Any], notes: dict[str, str]) -> str:
 def _citation(paper: Paper) -> str:
     first = re.sub(r"\W", "", paper.authors.split(",")[0].split()[-1]).lower()
     authors = " and ".join(name.strip() for name in paper.authors.split(","))
+    journal = f"arXiv preprint arXiv:{paper.arxiv}" if paper.arxiv else paper.venue
     return (
         f"```bibtex\n@article{{{first}{paper.year}{paper.key},\n  title = {{{paper.title}}},\n  author = {{{authors}}},\n"
-        f"  year = {{{paper.year}}},\n  journal = {{arXiv preprint arXiv:{paper.arxiv}}}\n}}\n```"
+        f"  year = {{{paper.year}}},\n  journal = {{{journal}}}\n}}\n```"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hf_papers.errors import UserError
@@ -75,6 +76,49 @@ def load_strict(
     check_keys(info, model_class, folder)
     check_finite(loaded, folder)
     return loaded.eval()
+
+
+def load_start(
+    model_class: type[PreTrainedModel],
+    source: str | Path,
+    fresh: str,
+    *,
+    config: PreTrainedConfig | None = None,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model to be trained further, with the weights of a checkpoint of ours that may have another head.
+
+    Args:
+        model_class: what is to be trained.
+        source: a folder, or a repository id on the Hub.
+        fresh: a regular expression; weights whose names it matches from the start may be missing from the checkpoint, or
+            be of another shape there, and are drawn anew then. All others must be there.
+        config: of the model, where it is not the checkpoint's.
+        revision: branch, tag or commit, for a repository.
+
+    Returns the model, in eval mode, and the names of what was drawn anew. What the model has no use for (the checkpoint's
+    own head) stays behind. Raises `UserError` as `load_strict` does; int8 weights are no start.
+    """
+    folder = locate(source, revision)
+    check_model_type(read_config(folder), model_class, folder)
+    for file in weight_files(folder):
+        check_weight_file(file)
+    options = {} if config is None else {"config": config}
+    try:
+        model, info = _load_quietly(model_class, folder, disable_mmap=True, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The checkpoint in {folder} cannot be loaded as {model_class.__name__}: {_reason(error)}"
+        ) from error
+    mismatched = [name for name, *_ in info["mismatched_keys"]]
+    drawn = sorted({*info["missing_keys"], *mismatched})
+    if wrong := [name for name in drawn if not re.match(fresh, name)]:
+        raise UserError(
+            f"The weights in {folder} do not fit the model that is to be trained: {_some(wrong)} are missing or of another "
+            "shape. Leave out the model options on the command line, or name another checkpoint."
+        )
+    check_finite(model, folder)
+    return model.eval(), drawn
 
 
 def is_quantized(folder: Path) -> bool:

@@ -119,7 +119,7 @@ def space_card(paper: Paper, source: Path, model: str | None = None) -> str:
         "app_file": "app.py",
         "license": paper.license,
         "short_description": shorten(paper.summary, 60),
-        "tags": [*paper.tags, f"arxiv:{paper.arxiv}", "hf_papers"],
+        "tags": [*paper.hub_tags, "hf_papers"],
         **written,
     }
     if model is not None:

@@ -233,7 +233,7 @@ def test_random_start_needs_a_tokenizer_of_its_size(glue: Path, tokenizer: Path,
         task_of(glue, task_name="mrpc", **SIZE).build_processor()
     wrong = {**SIZE, "vocab_size": 2000}
     with pytest.raises(
-        UserError, match=f"has {len(WORDS)} word pieces and the model 2,000: they do not belong together"
+        UserError, match=f"has {len(WORDS)} tokens, but the model.s vocab_size is 2,000: they do not belong together"
     ):
         task_of(glue, task_name="mrpc", tokenizer_name=tokenizer, **wrong).build_processor()
     folder = train(

@@ -172,7 +172,7 @@ def test_an_encoder_alone_does_not_guess_by_chance(tmp_path: Path) -> None:
 
 
 def test_a_foreign_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has 80 tokens and the model 500"):
+    with pytest.raises(UserError, match="has 80 tokens, but the model's vocab_size is 500"):
         load_reader(reference(tmp_path, BertModel, size=500))
 
 

@@ -158,7 +158,37 @@ def test_uploads_are_turned_upright_and_made_small(tmp_path: Path) -> None:
     assert space_kit.open_picture(tmp_path / "photo.jpg").size == (512, 1024)
 
 
-# --------------------------------------------------------------------------------------------- vae
+ODD_PICTURES = {
+    "sixteen bits.png": Image.fromarray(np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)),
+    "numbers.tif": Image.fromarray(np.linspace(-3, 3, 4096, dtype=np.float32).reshape(64, 64)),
+    "print.jpg": Image.new("CMYK", (64, 64), (0, 255, 255, 0)),
+    "alpha.png": Image.new("LA", (64, 64), (128, 200)),
+    "palette.png": Image.new("P", (64, 64)),
+    "one pixel.png": Image.new("1", (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PICTURES)
+def test_odd_pictures_are_read(name: str, tmp_path: Path) -> None:
+    ODD_PICTURES[name].save(tmp_path / name)
+    opened = space_kit.open_picture(tmp_path / name)
+    assert opened.mode == "RGBA" and opened.size == ODD_PICTURES[name].size
+    if name in ("sixteen bits.png", "numbers.tif"):  # the whole range, where Pillow would cut off at 255
+        assert opened.convert("L").getextrema() == (0, 255)
+
+
+def test_pictures_that_are_cut_off_or_far_too_large_are_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.effect_noise((400, 400), 50).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="not a picture that can be read"):
+        space_kit.open_picture(path)
+    Image.new("1", (9000, 6000)).save(tmp_path / "huge.png")
+    with pytest.raises(UserError, match=r"9,000 x 6,000 pixels"):
+        space_kit.open_picture(tmp_path / "huge.png")
+
+
+# --------------------------------------------------------------------------------------------- digits
 
 
 def draw(background: str | tuple[int, ...], ink: str, mode: str = "RGB", shift: int = 0) -> Image.Image:
@@ -168,12 +198,11 @@ def draw(background: str | tuple[int, ...], ink: str, mode: str = "RGB", shift: 
 
 
 def test_digits_are_brought_into_mnists_frame_whatever_their_colours_and_place() -> None:
-    to_digit = load_app("vae").to_digit
     digits = [
-        to_digit(draw("white", "black"), 28),
-        to_digit(draw("black", "white"), 28),
-        to_digit(draw((0, 0, 0, 0), "black", "RGBA"), 28),
-        to_digit(draw("white", "black", shift=60), 28),
+        space_kit.to_digit(draw("white", "black"), 28),
+        space_kit.to_digit(draw("black", "white"), 28),
+        space_kit.to_digit(draw((0, 0, 0, 0), "black", "RGBA"), 28),
+        space_kit.to_digit(draw("white", "black", shift=60), 28),
     ]
     arrays = [np.asarray(digit, dtype=np.float64) for digit in digits]
     for array in arrays:
@@ -188,7 +217,42 @@ def test_digits_are_brought_into_mnists_frame_whatever_their_colours_and_place()
 @pytest.mark.parametrize("colour", ["white", "black", "grey"])
 def test_a_picture_without_a_digit_is_refused(colour: str) -> None:
     with pytest.raises(UserError, match="no digit"):
-        load_app("vae").to_digit(Image.new("RGB", (64, 64), colour), 28)
+        space_kit.to_digit(Image.new("RGB", (64, 64), colour), 28)
+
+
+# --------------------------------------------------------------------------------------------- lenet
+
+
+def test_colours_say_the_sign_and_the_size() -> None:
+    app = load_app("lenet")
+    white, orange, indigo = app.coloured(torch.tensor([[[0.0, 2.0, -2.0]]]))[0].unbind(-1)
+    assert white.flatten().tolist() == [1.0, 1.0, 1.0]
+    assert orange.flatten().tolist() == pytest.approx(app.POSITIVE)
+    assert indigo.flatten().tolist() == pytest.approx(app.NEGATIVE)
+    assert app.as_block(torch.arange(84.0)).shape == (1, 12, 7) and app.as_block(torch.arange(20.0)).shape == (
+        1,
+        2,
+        12,
+    )
+
+
+def test_a_disturbed_digit_goes_where_the_sliders_say() -> None:
+    app = load_app("lenet")
+    pixels = torch.zeros(1, 1, 33, 33)
+    pixels[0, 0, 16, 24] = 1.0  # right of the middle
+    still = (0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    torch.testing.assert_close(app.disturb(pixels, *still), pixels, atol=1e-5, rtol=0)
+
+    def brightest(*settings: float) -> tuple[int, int]:
+        return divmod(app.disturb(pixels, *settings).argmax().item(), 33)
+
+    assert brightest(90.0, 1.0, 0.0, 0.0, 0.0, 0.0) == (24, 16)  # a quarter clockwise: below the middle
+    assert brightest(0.0, 1.5, 0.0, 0.0, 0.0, 0.0) == (16, 28)
+    assert brightest(0.0, 1.0, 0.0, 3.0, -2.0, 0.0) == (14, 27)
+    assert app.disturb(pixels, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5).std() > 0.1
+
+
+# --------------------------------------------------------------------------------------------- vae
 
 
 def test_bound_adds_up_and_active_dimensions_are_a_permutation(models: dict[str, Path]) -> None:

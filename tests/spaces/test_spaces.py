@@ -24,6 +24,7 @@ ENDPOINTS = {
     "vae": {"/decode", "/sample", "/reconstruct", "/interpolate", "/latent_map"},
     "gan": {"/sample", "/walk", "/judge", "/nearest_real"},
     "dqn": {"/run_episode", "/map_survival"},
+    "lenet": {"/classify", "/disturb"},
     "dcgan": {"/sample", "/walk", "/choices", "/arithmetic", "/film_frame"},
     "bert": {"/fill_blanks", "/classify", "/judge_pair", "/attention", "/map_sentences"},
 }
@@ -31,6 +32,7 @@ TABS = {
     "vae": {"Knobs": "decoded", "Your digit": None, "Between two": "latent-way", "Map": "map"},
     "gan": {"Sample": "samples", "Walk": "strip", "Critic": "worst", "Copying?": "pairs"},
     "dqn": {"One episode": None, "Where it holds": None},
+    "lenet": {"Layer by layer": "codes", "Disturb it": "moved"},
     "dcgan": {"Sample": "samples", "Walk": "strip", "Arithmetic": "equation", "Film": "frame"},
     "bert": {"Fill in": None, "Sentiment": None, "Next?": None, "Attention": None, "Map": None},
 }
@@ -225,6 +227,43 @@ def test_dqn_refuses_half_a_seed_in_words(visit: Callable[..., Visit]) -> None:
     page.screenshot("dqn-wrong-input")
 
 
+def test_lenet_lights_up_for_a_drawn_digit(visit: Callable[..., Visit]) -> None:
+    page = visit("lenet")
+    before = {name: page.picture(name) for name in ("seen", "c1", "s2", "c3", "s4", "c5", "f6")}
+    assert page.page.locator("#answer .meter").count() == 5 and page.picture("codes")
+    assert page.page.locator("#distances .value").count() == 3
+    page.page.get_by_role("button", name="Wipe").click()
+    draw_seven(page)
+    page.page.get_by_role("button", name="Read it").click()
+    for name, picture in before.items():
+        page.wait_for_change(name, picture)
+    page.screenshot("lenet-layers")
+    assert page.foreign_requests() == [] and page.problems == []
+
+
+def test_lenet_sees_a_turned_digit(visit: Callable[..., Visit]) -> None:
+    page = visit("lenet")
+    page.picture("codes")
+    page.open_tab("Disturb it")
+    straight = page.picture("moved")
+    set_slider(page, "angle", 90)
+    page.wait_for_change("moved", straight)
+    assert page.page.locator("#moved-answer .meter").count() == 5
+    page.screenshot("lenet-disturbed")
+
+
+def test_lenet_says_what_is_wrong_with_a_picture(visit: Callable[..., Visit], tmp_path: Path) -> None:
+    page = visit("lenet")
+    page.picture("codes")
+    page.page.get_by_role("button", name="Wipe").click()
+    page.page.get_by_role("button", name="Read it").click()
+    assert "There is no digit in the picture" in page.complaint()
+    wrong = tmp_path / "notes.png"
+    wrong.write_text("This is text, whatever it is called.")
+    page.page.locator("input[type=file]").last.set_input_files(wrong)
+    page.page.get_by_text("not a picture that can be read").wait_for()
+
+
 def test_bert_fills_blanks(visit: Callable[..., Visit]) -> None:
     page = visit("bert")
     answer = page.page.locator("#blank-answer")
@@ -288,7 +327,7 @@ def test_fits_a_phone(visit: Callable[..., Visit], key: str) -> None:
         assert page.overflow() <= 0, f"'{tab}' is {page.overflow()} pixels wider than a phone"
         page.screenshot(f"{key}-phone-{tab.lower().strip('?').replace(' ', '-')}")
     header = page.page.locator(".paper-header a")
-    assert header.get_attribute("href") == f"https://arxiv.org/abs/{find_paper(key).arxiv}"
+    assert header.get_attribute("href") == find_paper(key).source[0]
 
 
 # --------------------------------------------------------------------------------------------- without a browser

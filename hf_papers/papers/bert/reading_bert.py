@@ -17,14 +17,14 @@ from torch import Tensor
 
 from hf_papers.errors import UserError
 from hf_papers.hub.checkpoints import check_finite, load_strict, locate, read_config
-from hf_papers.papers.bert.glue_start import VOCABULARY_PADDING, sentences
+from hf_papers.papers.bert.glue_start import sentences
 from hf_papers.papers.bert.modeling_bert import (
     PaperBertForPreTraining,
     PaperBertForSequenceClassification,
     PaperBertModel,
     PaperBertPreTrainedModel,
 )
-from hf_papers.papers.bert.tokenization_bert import CONTINUES, load_tokenizer
+from hf_papers.papers.bert.tokenization_bert import CONTINUES, check_vocabulary, load_tokenizer
 from hf_papers.registry import find_paper
 
 
@@ -79,23 +79,11 @@ def load_reader(source: str | Path, classifier: bool = False) -> Reader:
     else:
         model = load_strict(find_paper("bert"), folder)
     reader = Reader(model.float().eval(), load_tokenizer(folder))
-    check_tokenizer(reader, folder)
+    config = reader.model.config
+    check_vocabulary(reader.tokenizer, config.vocab_size, config.pad_token_id, rounded=True)
     if classifier:
         check_classifier(reader, folder)
     return reader
-
-
-def check_tokenizer(reader: Reader, folder: Path) -> None:
-    """Raises unless the tokenizer has the special tokens of BERT and about as many tokens as the model has vectors."""
-    tokenizer, vocab_size = reader.tokenizer, reader.model.config.vocab_size
-    if not 0 <= vocab_size - len(tokenizer) < VOCABULARY_PADDING:
-        raise UserError(
-            f"The tokenizer in {folder} has {len(tokenizer):,} tokens and the model {vocab_size:,}: they do not belong "
-            "together. Put the tokenizer there that the model was trained with."
-        )
-    for name in ("pad", "unk", "cls", "sep", "mask"):
-        if getattr(tokenizer, f"{name}_token_id") is None:
-            raise UserError(f"The tokenizer in {folder} has no {name} token, so it is not a tokenizer of BERT.")
 
 
 def check_classifier(reader: Reader, folder: Path) -> None:

@@ -12,12 +12,17 @@ from tokenizers.models import WordPiece
 from transformers import AutoTokenizer, BertTokenizer
 
 from hf_papers.errors import UserError
+from hf_papers.hub.checkpoints import quiet_transformers
+from hf_papers.hub.problems import hub_problems
 
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in this order: padding is 0
 ALPHABET = 1000  # at most so many characters get tokens of their own, the most frequent ones
 CONTINUES = "##"  # how WordPiece writes a piece that is not the start of a word
 MAX_LENGTH = 512
+SAVED = ("tokenizer.json", "tokenizer_config.json")  # what a folder with a tokenizer of transformers holds
+# Some checkpoints round their number of embeddings up to a multiple of this, for speed.
+VOCABULARY_PADDING = 128
 
 
 def train_tokenizer(
@@ -78,29 +83,29 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> Any:
     """A published tokenizer: a folder with tokenizer.json or vocab.txt, a vocab.txt itself, or an id on the Hub.
 
     Where no tokenizer_config.json says whether it folds case, a vocabulary without upper-case letters does.
+    Raises `UserError` where there is no vocabulary.
     """
     path = Path(source).expanduser()
-    if path.is_dir() or path.is_file():
-        return _load_local(path)
-    if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
+    if path.is_file() or (path.is_dir() and not any((path / name).is_file() for name in SAVED)):
+        return _from_vocabulary(path)
+    if not path.is_dir() and (isinstance(source, Path) or str(source).startswith((".", "/", "~"))):
         raise UserError(f"There is no tokenizer at {source}: give a folder with tokenizer.json or vocab.txt.")
     try:
-        return AutoTokenizer.from_pretrained(str(source), revision=revision)
-    except (OSError, ValueError) as error:
+        with hub_problems("Downloading the tokenizer", str(source), revision), quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"The tokenizer '{source}' is neither a folder here nor can it be had from the Hub: {reason}"
-        ) from error
+        raise UserError(f"The tokenizer of {source} cannot be read: {reason}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where it finds no file
+        raise UserError(f"{source} has no vocabulary: there is neither a tokenizer.json nor a vocab.txt in it.")
+    return tokenizer
 
 
-def _load_local(path: Path) -> Any:
+def _from_vocabulary(path: Path) -> BertTokenizer:
+    """From a bare list of word pieces: that file, or the folder it lies in."""
     vocabulary = path if path.is_file() else path / "vocab.txt"
-    if path.is_dir() and ((path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file()):
-        try:
-            return AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"The tokenizer in {path} cannot be read: {reason}") from error
     if not vocabulary.is_file() or vocabulary.suffix != ".txt":
         raise UserError(f"{path} holds no tokenizer: there is neither a tokenizer.json nor a vocab.txt in it.")
     tokens = vocabulary.read_text(encoding="utf-8").splitlines()
@@ -111,12 +116,15 @@ def _load_local(path: Path) -> Any:
     return BertTokenizer(vocab=vocab, do_lower_case=not cased, model_max_length=MAX_LENGTH)
 
 
-def check_vocabulary(tokenizer: Any, vocab_size: int, pad_token_id: int | None = 0) -> None:
-    """Raise `UserError` unless a model of `vocab_size` rows of embeddings and this tokenizer mean the same tokens."""
-    if len(tokenizer) != vocab_size:
+def check_vocabulary(tokenizer: Any, vocab_size: int, pad_token_id: int | None = 0, *, rounded: bool = False) -> None:
+    """Raise `UserError` unless a model of `vocab_size` rows of embeddings and this tokenizer mean the same tokens.
+
+    rounded: the model may have up to `VOCABULARY_PADDING` rows that no token uses, as some published checkpoints do.
+    """
+    if not 0 <= vocab_size - len(tokenizer) < (VOCABULARY_PADDING if rounded else 1):
         raise UserError(
             f"The tokenizer has {len(tokenizer):,} tokens, but the model's vocab_size is {vocab_size:,}: they do not belong "
-            f"together. Set --vocab_size {len(tokenizer)}, or give the model's own tokenizer."
+            f"together. Give the tokenizer that the model was trained with; a new model takes --vocab_size {len(tokenizer)}."
         )
     for name in ("pad", "unk", "cls", "sep", "mask"):
         if getattr(tokenizer, f"{name}_token_id") is None:

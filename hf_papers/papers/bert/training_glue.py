@@ -32,8 +32,9 @@ from hf_papers.papers.bert.glue_data import (
     open_glue_source,
     text_columns,
 )
-from hf_papers.papers.bert.glue_start import Start, as_transformers, load_tokenizer
+from hf_papers.papers.bert.glue_start import Start, as_transformers
 from hf_papers.papers.bert.modeling_bert import PaperBertForSequenceClassification
+from hf_papers.papers.bert.tokenization_bert import check_vocabulary, load_tokenizer
 from hf_papers.training.recipe import Recipe
 from hf_papers.training.task import Batch, Context, Task, Turn
 
@@ -178,7 +179,10 @@ class GlueTask(Task):
                 "A training from random weights has to be told which word pieces to use: add --tokenizer_name, or start "
                 "from a checkpoint by --model_name_or_path."
             )
-        return load_tokenizer(name, self.recipe.config)
+        tokenizer = load_tokenizer(name)
+        config = self.recipe.config
+        check_vocabulary(tokenizer, config.vocab_size, config.pad_token_id, rounded=True)
+        return tokenizer
 
     def build_processor(self) -> Any:
         return self.tokenizer

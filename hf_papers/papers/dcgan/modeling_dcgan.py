@@ -286,9 +286,9 @@ class PaperDcganDiscriminator(nn.Module):
     def forward(self, pixel_values: torch.Tensor, frozen: bool = False) -> torch.Tensor:
         """`frozen` is the generator's view of D, which stands still: gradients pass to the images and not into D's
         parameters, and its running statistics stay as they are."""
-        maps = self.hidden_maps(pixel_values, frozen)[-1]
-        weight = self.output.weight.detach() if frozen else self.output.weight
-        return F.linear(maps.flatten(1), weight).squeeze(1)
+        flat = self.hidden_maps(pixel_values, frozen)[-1].flatten(1)  # (batch, 1024 * 4 * 4)
+        logits = F.linear(flat, self.output.weight.detach()) if frozen else self.output(flat)
+        return logits.squeeze(1)
 
     def hidden_maps(self, pixel_values: torch.Tensor, frozen: bool = False) -> list[torch.Tensor]:
         """What each hidden layer makes of the images: (batch, 128, 32, 32), ..., (batch, 1024, 4, 4)."""

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from hf_papers.data.memory import Batch, select
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_data import TextEncoder
-from hf_papers.papers.bert.glue_start import load_tokenizer
 from hf_papers.papers.bert.modeling_bert import PaperBertModel
+from hf_papers.papers.bert.tokenization_bert import check_vocabulary, load_tokenizer
 from hf_papers.reports.curves import save_picture
 from hf_papers.studies.bert.runs import Study, describe_subject, device, load_start, summarise
 
@@ -131,7 +131,8 @@ def attention_study(study: Study) -> Path:
     sentence = study.take("sentence", str | None, None)
     study.refuse_rest()
     model = load_start(study.start, PaperBertModel)
-    tokenizer = load_tokenizer(study.options.get("tokenizer_name", study.start.name), model.config)
+    tokenizer = load_tokenizer(study.options.get("tokenizer_name", study.start.name))
+    check_vocabulary(tokenizer, model.config.vocab_size, model.config.pad_token_id, rounded=True)
     subject, encoded = _texts(study, model, tokenizer, text_file, limit)
     study.seeds = ()  # nothing is drawn
     heads = measure_heads(model, _batches(encoded, tokenizer), tokenizer.cls_token_id, tokenizer.sep_token_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import statistics
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from hf_papers.errors import UserError, nearest
-from hf_papers.hub.checkpoints import check_finite, quiet_transformers
+from hf_papers.hub import checkpoints
 from hf_papers.papers.bert.glue_bert import find_glue
 from hf_papers.papers.bert.glue_start import Start, sentences
 from hf_papers.papers.bert.modeling_bert import PaperBertPreTrainedModel
@@ -30,6 +31,8 @@ from hf_papers.training.task import Context
 
 
 CARDS = Path("model_cards/bert-study")
+# Names of weights outside the encoder: a study may draw these anew, the encoder itself has to be in the checkpoint.
+NOT_THE_ENCODER = r"(?!(.*\.)?layers\.)(?!.*embeddings)"
 Summary = dict[str, Any]  # mean, std (None for one value), values
 
 
@@ -155,18 +158,14 @@ def load_start(start: Start, model_class: type[PaperBertPreTrainedModel]) -> Pap
     """The checkpoint as a model of this class, in eval mode; `missing_from_reference` names what it has no weights for."""
     start.options(())  # refuses another architecture
     if start.is_ours:
-        with quiet_transformers():
-            model, info = model_class.from_pretrained(
-                start.folder, use_safetensors=True, local_files_only=True, disable_mmap=True, output_loading_info=True
-            )
-        model.missing_from_reference = tuple(sorted(info["missing_keys"]))
+        model, drawn = checkpoints.load_start(model_class, start.folder, NOT_THE_ENCODER)
+        model.missing_from_reference = tuple(drawn)
     else:
         with sentences():
             model = model_class.from_reference(str(start.folder))
-    encoder = [name for name in model.missing_from_reference if ".layers." in f".{name}" or "embeddings" in name]
-    if encoder:
-        raise UserError(f"The checkpoint {start.name} lacks weights of the encoder: {', '.join(encoder[:3])}.")
-    check_finite(model, start.folder)
+        if encoder := [name for name in model.missing_from_reference if not re.match(NOT_THE_ENCODER, name)]:
+            raise UserError(f"The checkpoint {start.name} lacks weights of the encoder: {', '.join(encoder[:3])}.")
+        checkpoints.check_finite(model, start.folder)
     return model.eval().to(device())
 
 
