@@ -100,8 +100,9 @@ def test_the_record_names_ruler_data_and_generators(checkpoints: dict[str, Path]
     text = (tmp_path / "table.md").read_text()
     assert text.splitlines()[2].startswith(f"| {generators.REAL} |"), "the best first"
     assert "FID (vit)" in text and ruler.fingerprint in text and "4,200" in text
-    record["image_format"] = "JPEG"
-    assert "(JPEG copies)" in table(record)
+    assert "copies" not in text
+    record["note"] = "JPEG copies"
+    assert "`embedded:digits` (JPEG copies)" in table(record)
 
 
 def test_what_cannot_take_part_is_refused_in_words(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from hf_papers.errors import UserError
 
 
-COSTS = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+COSTS = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 MAX_ITERATIONS = 60
 PATIENCE = 2  # worse values of C in a row, after which larger ones are not tried
 

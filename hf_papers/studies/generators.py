@@ -173,6 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="where real images come from, e.g. ylecun/mnist")
     parser.add_argument("--dataset_config", help="which configuration, for data sets that have several")
     parser.add_argument("--columns", default="", help="our name=theirs, comma separated, e.g. image=img")
+    parser.add_argument("--original_format", help="of the data set's pictures, e.g. PNG: those of another are copies")
     parser.add_argument("--train_split", default="train", help="of the row that says what real images score")
     parser.add_argument("--test_split", default="test", help="real images that all are compared with")
     parser.add_argument("--num_images", type=int, default=10_000, help="drawn from each generator, and real ones")
@@ -232,13 +233,14 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         generator.metrics = measurement.measure(generator)
         rows.append(describe_generator(generator))
     rows.append({"name": REAL, "metrics": measurement.measure_real(generators[0])})
-    first = next(open_source(data).rows(data.test_split))["image"]
+    found = getattr(next(open_source(data).rows(data.test_split))["image"], "format", None) or "pixels"
     return {
         "study": "generators",
         "ruler": measurement.describe(),
         "dataset": options.dataset,
         "test_split": options.test_split,
-        "image_format": getattr(first, "format", None) or "pixels",
+        "image_format": found,
+        **({"note": f"{found} copies"} if options.original_format not in (None, found) else {}),
         "seed": options.seed,
         "generators": rows,
         "hardware": describe_hardware(device, 1),
@@ -293,7 +295,7 @@ def table(record: dict[str, Any]) -> str:
             f"{metrics[f'mode_kl_{name}']:.2g}" if f"mode_kl_{name}" in metrics else "–",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    copies = " (JPEG copies)" if record["image_format"] == "JPEG" else ""
+    copies = f" ({record['note']})" if "note" in record else ""
     lines += [
         "",
         f"{ruler['generated_images']:,} images each against {ruler['real_images']:,} of `{record['dataset']}`{copies}, "

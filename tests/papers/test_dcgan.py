@@ -764,6 +764,24 @@ def test_without_a_ruler_there_is_no_fid_and_the_run_says_so(caplog: pytest.LogC
     assert task.describe() == {"ruler": NO_RULER, "image_format": "pixels"}
 
 
+def test_numbers_from_copies_are_marked_as_such(tmp_path: Path) -> None:
+    """CIFAR-10 from JPEG files is another data set than the lossless one: whoever quotes the number must be told."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    for kind in ("PNG", "JPEG"):
+        for split in ("train", "test"):
+            (tmp_path / kind / split).mkdir(parents=True)
+            for number, pixels in enumerate(noise):
+                Image.fromarray(pixels).save(tmp_path / kind / split / f"{number}.{kind.lower()}")
+        task = digits_task(
+            dataset=tmp_path / kind, num_channels=3, original_format="PNG", validation_split="none", streaming=False
+        )
+        described = task.describe()
+        assert described["image_format"] == kind
+        assert described.get("note") == (None if kind == "PNG" else "JPEG copies")
+    for recipe in ("cifar10", "cifar10-gpu"):
+        assert load_recipe("dcgan", recipe).task.original_format == "PNG"
+
+
 def test_a_ruler_that_is_not_there_is_refused_before_the_training() -> None:
     with pytest.raises(UserError, match="no folder ./nowhere.*--ruler none"):
         digits_task(ruler="./nowhere")

@@ -77,6 +77,10 @@ class DcganOptions:
     ruler_layer: str | None = _option(
         None, "its hidden layer: a number (-1: the last, as if not given) or a module's name"
     )
+    original_format: str | None = _option(
+        None,
+        "of the data set's pictures, e.g. PNG; where those read are of another, every number is marked as of copies",
+    )
     test_images: int = _option(10_000, "generated images that the numbers of the test split come from")
     validation_images: int = _option(
         2_000, "generated, and validation, images that an evaluation while training compares"
@@ -148,7 +152,10 @@ class DcganTask(Task):
         described: dict[str, Any] = {"ruler": self._measured or NO_RULER}
         if self.source is not None:
             split = self.data.test_split or self.data.train_split
-            described["image_format"] = getattr(next(self.source.rows(split))["image"], "format", None) or "pixels"
+            found = getattr(next(self.source.rows(split))["image"], "format", None) or "pixels"
+            described["image_format"] = found
+            if self.options.original_format not in (None, found):
+                described["note"] = f"{found} copies"
         return described
 
     # What is trained
