@@ -83,10 +83,7 @@ class Task:
         return given
 
     def describe(self) -> dict[str, Any]:
-        """What results.json says of this training beside its numbers, in plain values.
-
-        `note`, where there is one, is a few words without which no number may be quoted: tables and cards repeat them.
-        """
+        """What results.json says of this training beside its numbers, in plain values."""
         return {}
 
     # What is trained

@@ -11,11 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from PIL import Image
 
 from hf_papers.registry import find_paper
 from tests.spaces.conftest import ROOT, Visit, offline_environment
@@ -27,8 +25,6 @@ ENDPOINTS = {
     "gan": {"/sample", "/walk", "/judge", "/nearest_real"},
     "dqn": {"/run_episode", "/map_survival"},
     "lenet": {"/classify", "/disturb"},
-    "dcgan": {"/sample", "/walk", "/choices", "/arithmetic", "/film_frame"},
-    "unet": {"/segment", "/example", "/threshold", "/feature_maps"},
     "bert": {"/fill_blanks", "/classify", "/judge_pair", "/attention", "/map_sentences"},
 }
 TABS = {
@@ -36,8 +32,6 @@ TABS = {
     "gan": {"Sample": "samples", "Walk": "strip", "Critic": "worst", "Copying?": "pairs"},
     "dqn": {"One episode": None, "Where it holds": None},
     "lenet": {"Layer by layer": "codes", "Disturb it": "moved"},
-    "dcgan": {"Sample": "samples", "Walk": "strip", "Arithmetic": "equation", "Film": "frame"},
-    "unet": {"Segment": "found-with", "Feature maps": "maps"},
     "bert": {"Fill in": None, "Sentiment": None, "Next?": None, "Attention": None, "Map": None},
 }
 
@@ -155,52 +149,6 @@ def test_gan_refuses_a_negative_seed_in_words(visit: Callable[..., Visit]) -> No
     set_number(page, "seed", "-1")
     assert "The seed must be a whole number from 0" in page.complaint()
     page.screenshot("gan-wrong-input")
-
-
-def test_dcgan_samples_walks_and_plays_its_film(visit: Callable[..., Visit]) -> None:
-    page = visit("dcgan")
-    first = page.picture("samples")
-    set_number(page, "seed", "5")
-    page.wait_for_change("samples", first)
-    assert "%" in page.page.locator("#sample-facts").inner_text()
-    page.screenshot("dcgan-sample")
-    page.open_tab("Walk")
-    here = page.picture("here")
-    set_slider(page, "position", 0.9)
-    page.wait_for_change("here", here)
-    page.screenshot("dcgan-walk")
-    page.open_tab("Film")
-    last = page.picture("frame")
-    assert page.picture("film").endswith(".gif")
-    page.page.locator("#moment").get_by_text("the published model").wait_for()
-    set_slider(page, "number", 1)
-    page.wait_for_change("frame", last)
-    page.page.locator("#moment").get_by_text("after 1 step").wait_for()
-    page.screenshot("dcgan-film")
-    assert page.foreign_requests() == [] and page.problems == []
-
-
-def test_dcgan_calculates_with_what_was_chosen(visit: Callable[..., Visit]) -> None:
-    page = visit("dcgan")
-    page.open_tab("Arithmetic")
-    page.picture("choices")
-    suggested = page.picture("equation")
-    assert page.page.locator("#term0 .token").count() == 3, "three images a term are chosen for the visitor"
-    page.screenshot("dcgan-arithmetic")
-    page.page.locator("#term0 .token-remove").first.click()
-    chosen = page.wait_for_change("equation", suggested)
-    set_number(page, "sum-seed", "9")
-    page.wait_for_change("equation", chosen)
-    page.page.wait_for_function("document.querySelectorAll('#term0 .token').length === 3")
-    assert page.foreign_requests() == [] and page.problems == []
-
-
-def test_dcgan_refuses_in_words(visit: Callable[..., Visit]) -> None:
-    page = visit("dcgan")
-    page.picture("samples")
-    set_number(page, "seed", "-1")
-    assert "The seed must be a whole number from 0" in page.complaint()
-    page.screenshot("dcgan-wrong-input")
 
 
 def test_dqn_plays_another_episode_after_a_shove(visit: Callable[..., Visit]) -> None:
@@ -321,63 +269,6 @@ def test_bert_says_what_is_missing(visit: Callable[..., Visit], text: str, words
     assert words in page.complaint()
 
 
-def test_unet_draws_every_cell_and_moves_the_threshold(visit: Callable[..., Visit]) -> None:
-    page = visit("unet")
-    first = page.picture("found-with")
-    assert page.picture("found-without") != first
-    assert "cells there are" in page.page.locator("#numbers").inner_text()
-    set_slider(page, "threshold", 0.9)
-    moved = page.wait_for_change("found-with", first)
-    page.page.get_by_role("button", name="A large example").click()
-    large = page.wait_for_change("found-with", moved)
-    assert "tiles for 640 × 640 pixels" in page.page.locator("#numbers").inner_text()
-    page.page.get_by_label("Show where the tiles meet").check()
-    page.wait_for_change("found-with", large)
-    page.screenshot("unet-segment")
-    original = page.picture("original")
-    page.page.get_by_role("button", name="Another example").click()
-    page.wait_for_change("original", original)
-    page.open_tab("Feature maps")
-    maps = page.picture("maps")
-    page.page.locator("#stage input").click()
-    page.page.get_by_role("option", name="bottom 1").click()
-    page.wait_for_change("maps", maps)
-    assert "pixels each" in page.page.locator("#sizes").inner_text()
-    page.screenshot("unet-feature-maps")
-    assert page.foreign_requests() == [] and page.problems == []
-
-
-def test_unet_takes_a_picture_of_any_kind_and_size(visit: Callable[..., Visit], tmp_path: Path) -> None:
-    page = visit("unet")
-    page.picture("found-with")
-    noise = np.random.default_rng(0).integers(0, 65_535, (300, 420)).astype(np.uint16)
-    Image.fromarray(noise).save(tmp_path / "deep.png")
-    Image.new("CMYK", (1, 1)).save(tmp_path / "pixel.jpg")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "deep.png").read_bytes()[:3000])
-    upload = page.page.locator("input[type=file]")
-    for name, size in (("deep.png", "420 × 300"), ("pixel.jpg", "1 × 1")):
-        upload.set_input_files(tmp_path / name)
-        page.page.locator("#numbers").get_by_text(size).wait_for()
-    upload.set_input_files(tmp_path / "cut.png")
-    assert "not a picture that can be read" in page.complaint()
-
-
-def test_unet_answers_calls(serve: Callable[[str], Any], tmp_path: Path) -> None:
-    from gradio_client import Client, handle_file
-    from gradio_client.exceptions import AppError
-
-    Image.new("RGBA", (70, 50), "grey").save(tmp_path / "cells.png")
-    client = Client(serve("unet").url, verbose=False)
-    *pictures, numbers = client.predict(handle_file(tmp_path / "cells.png"), 200, 0.5, False, api_name="/segment")
-    assert "140 × 100" in numbers and len(pictures) == 3
-    *_, example = client.predict(100, 0.5, True, api_name="/example")
-    assert "Rand error" in example
-    with pytest.raises(AppError, match="maximum value 300"):
-        client.predict(handle_file(tmp_path / "cells.png"), 1000, 0.5, False, api_name="/segment")
-    with pytest.raises(AppError, match="'down 7' is not in the list"):
-        client.predict("down 7", "without skip connections", api_name="/feature_maps")
-
-
 @pytest.mark.parametrize("key", SPACES)
 def test_fits_a_phone(visit: Callable[..., Visit], key: str) -> None:
     page = visit(key, width=390, height=844)
@@ -413,24 +304,6 @@ def test_api_answers_and_refuses_in_words(serve: Callable[[str], Any]) -> None:
     assert episode == again
     with pytest.raises(AppError, match="whole number"):
         client.predict(0.0, 0.0, 0.0, -3, api_name="/run_episode")
-
-
-def test_dcgan_answers_calls_and_refuses_empty_terms(serve: Callable[[str], Any]) -> None:
-    from gradio_client import Client
-    from gradio_client.exceptions import AppError
-
-    client = Client(serve("dcgan").url, verbose=False)
-    _, *terms = client.predict(3, api_name="/choices")
-    assert [len(set(term)) for term in terms] == [3, 3, 3] and len({*terms[0], *terms[1], *terms[2]}) == 9
-    equation, around = client.predict(3, *terms, api_name="/arithmetic")
-    again, _ = client.predict(3, *terms, api_name="/arithmetic")
-    assert Path(equation).read_bytes() == Path(again).read_bytes() != Path(around).read_bytes()
-    with pytest.raises(AppError, match="needs between one and six images"):
-        client.predict(3, [], terms[1], terms[2], api_name="/arithmetic")
-    with pytest.raises(AppError, match="99.*not in the list of choices"):
-        client.predict(3, [99], terms[1], terms[2], api_name="/arithmetic")
-    with pytest.raises(AppError, match="greater than maximum value 3"):
-        client.predict(4, api_name="/film_frame")
 
 
 def test_bert_answers_calls_in_numbers(serve: Callable[[str], Any]) -> None:
