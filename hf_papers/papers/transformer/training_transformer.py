@@ -1,0 +1,2 @@
+from hf_papers.training.task import Task
+class TranslationTask(Task): pass

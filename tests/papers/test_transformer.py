@@ -1,0 +1,3 @@
+from tests.common.cases import ModelCase
+class Case(ModelCase):
+    pass
