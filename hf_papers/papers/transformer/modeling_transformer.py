@@ -555,7 +555,12 @@ def smoothed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing
 
     q gives 1 - smoothing to the true token and spreads `smoothing` over all V tokens (section 5.4; 1512.00567, section 7).
     """
-    total = SmoothedCrossEntropy.apply(logits.flatten(0, -2), labels.flatten(), smoothing)
+    logits, labels = logits.flatten(0, -2), labels.flatten()
+    if logits.requires_grad:
+        total = SmoothedCrossEntropy.apply(logits, labels, smoothing)
+    else:
+        options = {"ignore_index": IGNORED, "reduction": "sum", "label_smoothing": smoothing}
+        total = F.cross_entropy(logits.float(), labels, **options)
     return total / (labels != IGNORED).sum().clamp(min=1)
 
 
