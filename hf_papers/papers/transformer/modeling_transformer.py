@@ -610,7 +610,8 @@ class PaperTransformerForSeq2SeqLM(PaperTransformerPreTrainedModel, GenerationMi
         Args:
             labels: (B, T) target, ending with `eos_token_id`, -100 behind it. What the decoder is given follows from it.
             label_positions: (N,), the only positions of the target that are predicted, counted through the batch (text *
-                T + token); logits are (N, V) then. The matrix onto the vocabulary is the largest, and padding needs none.
+                T + token). The matrix onto the vocabulary is the largest, and padding needs none. Only the loss is wanted
+                then: logits are not returned.
             label_smoothing: epsilon_ls; 0.1 in section 5.4. With 0, `loss` is the mean log-probability of a token.
         """
         if labels is not None and decoder_input_ids is None:
@@ -634,7 +635,7 @@ class PaperTransformerForSeq2SeqLM(PaperTransformerPreTrainedModel, GenerationMi
         loss = None if labels is None else smoothed_cross_entropy(logits, labels, label_smoothing)
         return Seq2SeqLMOutput(
             loss=loss,
-            logits=logits,
+            logits=logits if label_positions is None else None,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,

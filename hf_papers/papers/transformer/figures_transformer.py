@@ -1,0 +1,1 @@
+def draw_figures(translator, sources, folder): return {}
