@@ -112,7 +112,7 @@ class PaperTransformerAttention(nn.Module):
         return self.output(context.transpose(1, 2).flatten(2)), weights
 
     def _writes_out(self, query: torch.Tensor) -> bool:
-        # The fused kernel's backward pass in bfloat16 takes a CPU ten times as long as the formula.
+        # The fused kernel's backward pass in bfloat16 takes a CPU many times as long as the formula.
         slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad
         return slow or self.config._attn_implementation == "eager"
 

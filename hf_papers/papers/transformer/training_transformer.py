@@ -295,7 +295,8 @@ class TranslationTask(Task):
         """What is translated into what, how BLEU was computed, how fast a step was, and some translations."""
         clock = self._clock
         columns = {column: self.data.columns.get(column, column) for column in COLUMNS}
-        described: dict[str, Any] = {**columns, "architecture": self.recipe.config.architecture}
+        dataset = self.source.name if self.source is not None else None
+        described: dict[str, Any] = {"dataset": dataset, **columns, "architecture": self.recipe.config.architecture}
         if self._signature:
             described["bleu_signature"] = self._signature
             described["search"] = f"beam {self.options.num_beams}, length penalty {self.options.length_penalty}"

@@ -36,7 +36,7 @@ class Search:
     def options(self) -> dict[str, Any]:
         """As `generate` takes it."""
         if self.num_beams == 1:
-            return {"num_beams": 1, "do_sample": False}
+            return {"num_beams": 1, "length_penalty": 1.0, "do_sample": False}
         return {"num_beams": self.num_beams, "length_penalty": self.length_penalty, "do_sample": False}
 
 
@@ -111,7 +111,7 @@ class Translator:
         return [one for one in characters if unknown in encode(self.tokenizer, [one])[0].tolist()]
 
     def names(self, tokens: Sequence[int]) -> list[str]:
-        """Tokens as people read them: the start of a word as it is, what continues one with a "·" before it."""
+        """Tokens as people read them: the start of a word as it is, letters that continue one with a "·" before them."""
         names = self.tokenizer.convert_ids_to_tokens(list(tokens))
         special = set(self.tokenizer.all_special_tokens)
         shown = []
@@ -121,7 +121,7 @@ class Translator:
             elif name.startswith(SPACE):
                 shown.append(name[1:] or "␣")
             else:
-                shown.append(name if not name[0].isalnum() else f"·{name}")
+                shown.append(f"·{name}" if name[0].isalpha() else name)
         return shown
 
     @torch.no_grad()
