@@ -28,6 +28,7 @@ from .configuration_stn import PaperStnConfig
 
 
 MARGIN = 2  # ground around the input, so that points outside find their neighbours too
+CACHED_VALUES = 2**18
 NEAR_HORIZON = 1e-3
 
 
@@ -59,10 +60,10 @@ class BilinearSampling(torch.autograd.Function):
         V_i = sum_nm U_nm max(0, 1 - |x_i - m|) max(0, 1 - |y_i - n|)
 
     Only the four pixels around (x_i, y_i) count. With (m, n) the upper left one of them and (dx, dy) the rest, V_i is read off
-    by three straight lines: along the upper two pixels, along the lower two, and between these two values.
+    three straight lines: one along the upper two pixels, one along the lower two, and one down from the first to the second.
 
-    padded: (B, C, H + 4, W + 4), the input with a margin of 2. positions: (B, 2, P), x and y from -1 to 1.
-    scale, shift: (2, 1), which bring positions to pixels of `padded`; largest: (x, y) of the last pixel that is looked up.
+    padded: (B, C, H + 4, W + 4), the input with a margin of ground. positions: (B, 2, P), x and y from -1 to 1. scale, shift:
+    (x, y), which bring positions to pixels of `padded`. Most operations work in place: they cost as much as their memory.
     """
 
     @staticmethod
@@ -70,37 +71,34 @@ class BilinearSampling(torch.autograd.Function):
         ctx: Any,
         padded: torch.Tensor,
         positions: torch.Tensor,
-        scale: torch.Tensor,
-        shift: torch.Tensor,
-        largest: tuple[int, int],
+        scale: tuple[float, float],
+        shift: tuple[float, float],
     ) -> torch.Tensor:
-        channels, width = padded.shape[1], padded.shape[3]
-        places = torch.addcmul(shift, positions, scale)
-        # Far outside is as good as in the outer margin: all four neighbours are ground there, and so is every slope.
-        places[:, 0].clamp_(0, largest[0])
-        places[:, 1].clamp_(0, largest[1])
-        corners = places.floor()
-        dx, dy = places.sub_(corners)[:, :, None].unbind(1)  # (B, 1, P) each
+        channels, height, width = padded.shape[1:]
+        # Far outside is as good as in the outer margin: all four neighbours are ground there, and every slope is 0.
+        x = (positions[:, 0] * scale[0]).add_(shift[0]).clamp_(0, width - 2)  # (B, P)
+        y = (positions[:, 1] * scale[1]).add_(shift[1]).clamp_(0, height - 2)
+        left, top = x.floor(), y.floor()
+        dx, dy = x.sub_(left)[:, None], y.sub_(top)[:, None]  # (B, 1, P)
+        # A position that is NaN has to give an output that is NaN, by dx and dy, and not an address outside of memory.
+        index = left.add_(top, alpha=width).nan_to_num_(0.0).long()[:, None].expand(-1, channels, -1)
         pixels = padded.flatten(2)  # (B, C, (H + 4) (W + 4))
-        index = torch.add(corners[:, 0], corners[:, 1], alpha=width).long()
-        # Changes nothing, unless a position is NaN: the output is then NaN too, and not an address outside of memory.
-        index.clamp_(0, pixels.shape[2] - width - 2)
-        index = index[:, None].expand(-1, channels, -1)
-        upper_left, upper_right, lower_left, lower_right = (
-            pixels[:, :, offset:].gather(2, index) for offset in (0, 1, width, width + 1)
-        )
-        upper = torch.lerp(upper_left, upper_right, dx)
-        lower = torch.lerp(lower_left, lower_right, dx)
-        ctx.save_for_backward(upper_right - upper_left, lower_right - lower_left, lower - upper, dx, dy, index, scale)
-        ctx.shape = padded.shape
-        return torch.lerp(upper, lower, dy)
+        upper = pixels.gather(2, index)
+        upper_slope = pixels[:, :, 1:].gather(2, index).sub_(upper)
+        upper.addcmul_(upper_slope, dx)
+        lower = pixels[:, :, width:].gather(2, index)
+        lower_slope = pixels[:, :, width + 1 :].gather(2, index).sub_(lower)
+        drop = lower.addcmul_(lower_slope, dx).sub_(upper)
+        ctx.save_for_backward(upper_slope, lower_slope, drop, dx, dy, index)
+        ctx.shape, ctx.scale = padded.shape, scale
+        return upper.addcmul_(drop, dy)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        upper_slope, lower_slope, drop, dx, dy, index, scale = ctx.saved_tensors
+        upper_slope, lower_slope, drop, dx, dy, index = ctx.saved_tensors
         to_input, to_positions = None, None
-        if ctx.needs_input_grad[0]:  # eq. 6: each pixel gets what it gave
+        if ctx.needs_input_grad[0]:  # eq. 6: each of the four pixels gets the share that it gave
             width = ctx.shape[3]
             pixels = gradient.new_zeros(*ctx.shape[:2], ctx.shape[2] * width)
             lower = gradient * dy
@@ -109,11 +107,11 @@ class BilinearSampling(torch.autograd.Function):
                 pixels[:, :, row + 1 :].scatter_add_(2, index, right)
                 pixels[:, :, row:].scatter_add_(2, index, share.sub_(right))
             to_input = pixels.view(ctx.shape)
-        if ctx.needs_input_grad[1]:  # eq. 7: the slope of the image at that point
-            along_x = torch.lerp(upper_slope, lower_slope, dy).mul_(gradient).sum(1)
-            along_y = (drop * gradient).sum(1)
-            to_positions = torch.stack([along_x, along_y], 1).mul_(scale)
-        return to_input, to_positions, None, None, None
+        if ctx.needs_input_grad[1]:  # eq. 7: the slopes of the image at that point, summed over its channels
+            along_x = torch.lerp(upper_slope, lower_slope, dy).mul_(gradient).sum(1, keepdim=True)
+            along_y = (drop * gradient).sum(1, keepdim=True)
+            to_positions = torch.cat([along_x.mul_(ctx.scale[0]), along_y.mul_(ctx.scale[1])], 1)
+        return to_input, to_positions, None, None
 
 
 def sample_bilinear(images: torch.Tensor, grids: torch.Tensor, align_corners: bool = False) -> torch.Tensor:
@@ -123,23 +121,22 @@ def sample_bilinear(images: torch.Tensor, grids: torch.Tensor, align_corners: bo
     of the outermost pixels instead of their outer edges.
     """
     height, width = images.shape[-2:]
+    reach = [(size - 1) / 2 if align_corners else size / 2 for size in (width, height)]
+    middle = [(size - 1) / 2 + MARGIN for size in (width, height)]
     padded = F.pad(images.to(grids.dtype), (MARGIN, MARGIN, MARGIN, MARGIN))
-    scale, shift = pixel_scale(height, width, align_corners, grids)
-    output = BilinearSampling.apply(padded, grids.flatten(2), scale, shift, (width + MARGIN, height + MARGIN))
+    places = grids.flatten(2)
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+        # As many images at a time as fit the cache of a core, with all that is computed of them.
+        count = max(1, CACHED_VALUES // (images.shape[1] * places.shape[2]))
+        parts = zip(padded.split(count), places.split(count), strict=True)
+        output = torch.cat([BilinearSampling.apply(*part, tuple(reach), tuple(middle)) for part in parts])
+    else:
+        output = BilinearSampling.apply(padded, places, tuple(reach), tuple(middle))
     return output.unflatten(2, grids.shape[2:]).to(images.dtype)
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def pixel_scale(
-    height: int, width: int, align_corners: bool, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand, (2, 1) each, that bring x and y from -1 to 1 to pixels of the padded image."""
-    reach = [(size - 1) / 2 if align_corners else size / 2 for size in (width, height)]
-    middle = [(size - 1) / 2 + MARGIN for size in (width, height)]
-    return like.new_tensor(reach)[:, None], like.new_tensor(middle)[:, None]
 
 
 # ----------------------------------------------------------------------------------- the grid generator (section 3.2)

@@ -38,11 +38,12 @@ class StnOptions(ImageClassificationOptions):
     clutter_patches: int = option(6, "cluttered digits: pieces of other digits in an image")
     clutter_size: int = option(8, "cluttered digits: height and width of a piece, in pixels")
     localization_rate: float = option(1.0, "learning rate of the localisation networks / that of the classifier")
+    rate_drop_steps: int | None = option(None, "divide learning rates by ten whenever so many steps have passed")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("digit_size", "clutter_patches", "clutter_size"):
-            if getattr(self, name) < 1:
+        for name in ("digit_size", "clutter_patches", "clutter_size", "rate_drop_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.clutter_size > self.digit_size:
             raise UserError(f"clutter_size {self.clutter_size} is more than a digit has pixels ({self.digit_size}).")
@@ -85,6 +86,10 @@ class StnTask(ImageClassificationTask):
         size = {"height": config.image_size, "width": config.image_size}
         return PaperStnImageProcessor(size=size, num_channels=config.num_channels)
 
+    def build_model(self) -> nn.Module:
+        """Channels last in memory: convolutions and poolings then take a quarter less time on the CPU."""
+        return super().build_model().to(memory_format=torch.channels_last)
+
     def optimizers(self, networks: dict[str, nn.Module]) -> dict[str, Optimizer]:
         model, factor = networks["model"], self.options.localization_rate
         if factor == 1.0 or not model.transformers:
@@ -94,6 +99,12 @@ class StnTask(ImageClassificationTask):
         for group in build_optimizer(model.transformers, self.arguments, learning_rate=rate).param_groups:
             optimizer.add_param_group(group)
         return {"model": optimizer}
+
+    def schedule(self, optimizers: dict[str, Optimizer], step: int, total_steps: int) -> None:
+        super().schedule(optimizers, step, total_steps)
+        if self.options.rate_drop_steps:
+            for group in optimizers["model"].param_groups:
+                group["lr"] *= 0.1 ** (step // self.options.rate_drop_steps)
 
     # The images
 
