@@ -27,6 +27,8 @@ from hf_papers.metrics.rulers import Reading, Ruler
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 SCORE_SPLITS = 10
+# The process that measures does so alone; torchmetrics would otherwise wait for the others to join in.
+LOCAL = {"sync_on_compute": False}
 PIXEL_SIDE = 8  # of the shrunken images that `frechet_pixels` compares
 
 
@@ -77,7 +79,7 @@ def frechet_distance(samples: torch.Tensor, real: torch.Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     samples, real = _as_features(samples), _as_features(real)
-    metric = FrechetInceptionDistance(feature=_Given(samples, real)).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Given(samples, real), **LOCAL).set_dtype(torch.float64)
     metric.update(real, real=True)
     metric.update(samples, real=False)
     return float(metric.compute())
@@ -90,7 +92,7 @@ def kernel_distance(samples: torch.Tensor, real: torch.Tensor, seed: int = 0) ->
     samples, real = _as_features(samples), _as_features(real)
     size = min(KID_SUBSET_SIZE, len(samples), len(real))
     with _quiet_and_seeded(seed):
-        metric = KernelInceptionDistance(_Given(samples, real), subsets=KID_SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(_Given(samples, real), subsets=KID_SUBSETS, subset_size=size, **LOCAL)
         metric.set_dtype(torch.float64)
         metric.update(real, real=True)
         metric.update(samples, real=False)
@@ -104,7 +106,7 @@ def inception_score(logits: torch.Tensor, seed: int = 0) -> tuple[float, float]:
 
     logits = _as_features(logits)
     with _quiet_and_seeded(seed):
-        metric = InceptionScore(_Given(logits, logits), splits=min(SCORE_SPLITS, max(2, len(logits) // 2)))
+        metric = InceptionScore(_Given(logits, logits), splits=min(SCORE_SPLITS, max(2, len(logits) // 2)), **LOCAL)
         metric.set_dtype(torch.float64)
         metric.update(logits)
         mean, std = metric.compute()

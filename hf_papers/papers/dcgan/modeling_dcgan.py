@@ -78,11 +78,18 @@ def sample_latents(
     return 2.0 * torch.rand(shape, generator=generator, device=device) - 1.0
 
 
-def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
-    """The sum of `value` over all processes, on each of them; gradients are summed on the way back."""
-    from torch.distributed.nn.functional import all_reduce
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes, on each of them. Each one's loss depends on it, so gradients are summed too."""
 
-    return all_reduce(value)
+    @staticmethod
+    def forward(ctx, value: torch.Tensor) -> torch.Tensor:
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return SumOverProcesses.apply(gradient)
 
 
 def num_processes() -> int:
@@ -124,10 +131,10 @@ class PaperDcganBatchNorm(nn.BatchNorm2d):
         """
         maps_ = maps.float()
         count = maps_.new_full((1,), maps.shape[0] * maps.shape[2] * maps.shape[3])
-        total = all_reduce_sum(torch.cat([maps_.sum((0, 2, 3)), count]))
+        total = SumOverProcesses.apply(torch.cat([maps_.sum((0, 2, 3)), count]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         centred = maps_ - mean[:, None, None]
-        variance = all_reduce_sum(centred.square().sum((0, 2, 3))) / count
+        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
         scale = weight.float() * torch.rsqrt(variance + self.eps)
         normalised = torch.addcmul(bias.float()[:, None, None], centred, scale[:, None, None])
         return normalised.to(maps.dtype), (mean.detach(), variance.detach() * (count / (count - 1)))
