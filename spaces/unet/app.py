@@ -19,7 +19,7 @@ from hf_papers.data.cells import draw_cells
 from hf_papers.errors import UserError
 from hf_papers.hub.checkpoints import load_strict
 from hf_papers.metrics.segmentation import cells_of, rand_error
-from hf_papers.papers.unet.geometry_unet import tiles
+from hf_papers.papers.unet.configuration_geometry_unet import tiles
 from hf_papers.papers.unet.image_processing_unet import PaperUnetImageProcessor, mirror_around
 from hf_papers.papers.unet.pictures_unet import cells_in_colour, grey, telling_maps
 from hf_papers.papers.unet.weight_map_unet import cells_apart

@@ -18,8 +18,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 
 import hf_papers
 from hf_papers.papers.unet import PAPER
+from hf_papers.papers.unet.configuration_geometry_unet import Geometry, mirrored, tiles
 from hf_papers.papers.unet.configuration_unet import PaperUnetConfig
-from hf_papers.papers.unet.geometry_unet import Geometry, mirrored, tiles
 from hf_papers.papers.unet.image_processing_unet import PaperUnetImageProcessor
 from hf_papers.papers.unet.modeling_unet import (
     PaperUnetForSemanticSegmentation,

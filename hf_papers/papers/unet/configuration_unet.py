@@ -6,7 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .geometry_unet import Geometry
+from .configuration_geometry_unet import Geometry
 
 
 # What transformers itself passes through a config's constructor beside the declared fields.

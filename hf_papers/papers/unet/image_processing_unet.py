@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .geometry_unet import Geometry, mirrored
+from .configuration_geometry_unet import Geometry, mirrored
 
 
 logger = logging.get_logger(__name__)

@@ -24,8 +24,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 
+from .configuration_geometry_unet import mirrored, tiles
 from .configuration_unet import PaperUnetConfig
-from .geometry_unet import mirrored, tiles
 
 
 PAPER_TILE = 572  # pixels along each side of the input in figure 1

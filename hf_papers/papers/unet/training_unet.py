@@ -24,7 +24,7 @@ from hf_papers.metrics.segmentation import (
     rand_error,
     warping_error,
 )
-from hf_papers.papers.unet.geometry_unet import mirrored
+from hf_papers.papers.unet.configuration_geometry_unet import mirrored
 from hf_papers.papers.unet.image_processing_unet import PaperUnetImageProcessor
 from hf_papers.papers.unet.masks_unet import MaskReader
 from hf_papers.papers.unet.modeling_unet import PaperUnetForSemanticSegmentation, centre_crop
