@@ -162,6 +162,9 @@ def test_wrong_shapes_are_refused_in_words():
         ValueError, match=r"labels must be \(1, 20, 20\) \(or \(1, 60, 60\), as the images\), not \(1, 21, 21\)"
     ):
         build()(torch.zeros(1, 1, 60, 60), labels=torch.zeros(1, 21, 21, dtype=torch.long))
+    labels = torch.zeros(1, 20, 20, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"pixel_weights must be \(1, 20, 20\) .*, not \(20, 20\)"):
+        build()(torch.zeros(1, 1, 60, 60), labels, torch.ones(20, 20))
 
 
 def test_a_bottom_of_one_pixel_is_nothing_to_normalise_by():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy import ndimage
 from transformers import pipeline
 
@@ -405,6 +407,25 @@ def test_the_trainer_trains_it_and_leaves_it_in_training_mode_after_validation(t
     validations = [number for number, training in enumerate(modes) if not training]
     assert modes[-1] is False and sum(modes) == 30
     assert any(modes[number + 1 :].count(True) for number in validations[:1]), "it trained on after a validation"
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path):
+    """Places of tiles, bends, noise and dropout are drawn again as if nothing had happened."""
+    options = {"save_steps": "3", "max_steps": "6", "eval_steps": "6", "dropout": "0.3"}
+    whole = run_recipe(small_recipe(tmp_path, **options))
+    part = shutil.copytree(whole, tmp_path / "part")
+    shutil.rmtree(part / "checkpoints" / "checkpoint-00000006")
+    (part / "model.safetensors").unlink()
+    run_recipe(small_recipe(tmp_path, output_dir=str(part), resume="auto", **options))
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, part))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="'train.*' of 'embedded:cells': A mask holds .* values"):
+        next(task_of(tmp_path, columns="mask=image", mask_kind="classes").batches({}, CONTEXT))
+    with pytest.raises(UserError, match="no column 'msk'"):
+        next(task_of(tmp_path, columns="mask=msk").batches({}, CONTEXT))
 
 
 def test_dice_is_the_mean_of_the_images_own_and_not_that_of_all_pixels(tmp_path: Path):

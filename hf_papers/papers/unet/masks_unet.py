@@ -27,13 +27,14 @@ class MaskReader:
     num_labels: int
     values: tuple[int, ...] | None = None
 
-    def __call__(self, mask: Any, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """mask: a picture or an array; size: (height, width) of its image -> classes (H, W) uint8, cells (H, W) int32.
+    def __call__(self, mask: Any, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """mask: a picture or an array; size: (height, width) of its image, where that is at hand -> classes (H, W) uint8,
+        cells (H, W) int32.
 
         Raises `ValueError`, in a sentence, for anything that is not a mask of that image.
         """
         array = as_array(mask)
-        if array.shape != size:
+        if size is not None and array.shape != size:
             raise ValueError(
                 f"A mask has {array.shape[0]}x{array.shape[1]} pixels and its image {size[0]}x{size[1]} (height x width): "
                 "they should be of one size."

@@ -267,17 +267,23 @@ class PaperUnetForSemanticSegmentation(PaperUnetPreTrainedModel):
         logits = self.classifier(outputs.last_hidden_state)  # (B, K, h, w)
         loss = None
         if labels is not None:
-            self._check_labels(labels, pixel_values, logits)
+            self._check_targets({"labels": labels, "pixel_weights": pixel_weights}, pixel_values, logits)
             height, width = logits.shape[-2:]
             if pixel_weights is not None:
                 pixel_weights = centre_crop(pixel_weights, height, width)
             loss = weighted_cross_entropy(logits, centre_crop(labels, height, width), pixel_weights)
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
-    def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor, logits: torch.Tensor) -> None:
+    def _check_targets(
+        self, targets: dict[str, torch.Tensor | None], pixel_values: torch.Tensor, logits: torch.Tensor
+    ) -> None:
+        """What says something of every pixel is of the output's size or of the input's."""
         sizes = [(len(pixel_values), *values.shape[-2:]) for values in (logits, pixel_values)]
-        if tuple(labels.shape) not in sizes:
-            raise ValueError(f"labels must be {sizes[0]} (or {sizes[1]}, as the images), not {tuple(labels.shape)}.")
+        for name, values in targets.items():
+            if values is not None and tuple(values.shape) not in sizes:
+                raise ValueError(
+                    f"{name} must be {sizes[0]} (or {sizes[1]}, as the images), not {tuple(values.shape)}."
+                )
 
     @torch.no_grad()
     def segment(

@@ -41,7 +41,7 @@ class PictureFiles(Sequence[Image.Image]):
             with Image.open(self.paths[number]) as picture:
                 picture.load()
                 return picture
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{self.paths[number]} cannot be read as a picture: {error}.") from error
 
 

@@ -209,9 +209,8 @@ class UnetTask(Task):
         """w_c of eq. 2, (K,), from the first training masks."""
         counts = np.zeros(self.num_labels, dtype=np.int64)
         for row in itertools.islice(self.source.rows(self.data.train_split), COUNTED_MASKS):
-            size = (row["image"].height, row["image"].width)
             try:
-                classes, _ = self.read_mask(row["mask"], size)
+                classes, _ = self.read_mask(row["mask"])
             except ValueError as error:
                 raise UserError(f"The split '{self.data.train_split}' of '{self.source.name}': {error}") from error
             counts += np.bincount(classes.ravel(), minlength=self.num_labels)
