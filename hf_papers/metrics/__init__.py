@@ -22,7 +22,8 @@ _HOMES = {
     "modes": ("ModeCoverage", "fit_mode_classifier", "mode_coverage"),
     "neighbours": ("diversity_ratio", "mean_pairwise_distance", "nearest_neighbours"),
     "glue": ("GLUE_METRICS", "glue_metrics"),
-    "evaluate_metrics": ("GlueMetric", "ModeCoverageMetric", "ParzenLogLikelihoodMetric"),
+    "bleu": ("BleuResult", "corpus_bleu"),
+    "evaluate_metrics": ("BleuMetric", "GlueMetric", "ModeCoverageMetric", "ParzenLogLikelihoodMetric"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
