@@ -22,7 +22,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_papers.papers.transformer.configuration_transformer import PaperTransformerConfig
-from hf_papers.papers.transformer.modeling_transformer import IGNORED, PaperTransformerForSeq2SeqLM, shift_right, sinusoids
+from hf_papers.papers.transformer.modeling_transformer import (
+    IGNORED,
+    PaperTransformerForSeq2SeqLM,
+    shift_right,
+    sinusoids,
+)
 from hf_papers.papers.transformer.training_transformer import with_label_positions
 from hf_papers.training.run import command_line, current_commit, describe_hardware, installed_versions
 
@@ -163,7 +168,14 @@ def translating(name: str, sizes: dict[str, Any], rows: int, length: int, beams:
     return {"what": what, **in_turns(steps, repeats, "cache", "no cache")}
 
 
-SMALL = {"vocab_size": 6000, "d_model": 224, "d_ff": 512, "num_heads": 4, "num_encoder_layers": 3, "num_decoder_layers": 3}
+SMALL = {
+    "vocab_size": 6000,
+    "d_model": 224,
+    "d_ff": 512,
+    "num_heads": 4,
+    "num_encoder_layers": 3,
+    "num_decoder_layers": 3,
+}
 MULTI30K = {**SMALL, "dropout": 0.3}
 
 

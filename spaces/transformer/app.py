@@ -35,7 +35,15 @@ RNN_VARIABLE = "RNN_ID"
 MAX_BEAMS, MAX_PENALTY = 8, 2.0
 MAX_LOOKING = 40  # tokens of a text, on either side, whose attention is drawn
 MEAN = "mean over heads"
-LANGUAGES = {"de": "German", "en": "English", "fr": "French", "es": "Spanish", "it": "Italian", "cs": "Czech", "ro": "Romanian"}
+LANGUAGES = {
+    "de": "German",
+    "en": "English",
+    "fr": "French",
+    "es": "Spanish",
+    "it": "Italian",
+    "cs": "Czech",
+    "ro": "Romanian",
+}
 # Which texts look, and at which: name of the choice -> (weights, rows, columns).
 LOOKS = {
     "writing: at the source": ("cross", "written", "source"),
@@ -141,9 +149,7 @@ def draw_looks(rows: Sequence[str], columns: Sequence[str], weights: torch.Tenso
         )
         mark = ' class="chosen"' if number == chosen else ""
         body += f'<tr{mark}><th scope="row">{html.escape(row)}</th>{cells}</tr>'
-    return (
-        f'<div class="looks" tabindex="0"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="looks" tabindex="0"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 CSS = """
@@ -294,9 +300,7 @@ def shape_of(translator: Translator) -> tuple[int, int]:
     return (1, 1) if config.architecture == "rnn" else (config.num_decoder_layers, config.num_heads)
 
 
-def chosen_weights(
-    looks: Looks, kind: str, layer: int, head: int | None
-) -> tuple[torch.Tensor, list[str], list[str]]:
+def chosen_weights(looks: Looks, kind: str, layer: int, head: int | None) -> tuple[torch.Tensor, list[str], list[str]]:
     """Weights (rows, columns) of a layer and head, and the names of both. Raises `UserError` where a network has none."""
     which, *sides = LOOKS[kind]
     weights = getattr(looks, which)

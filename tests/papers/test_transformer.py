@@ -62,7 +62,9 @@ def build(preset: str = "tiny", head: type = PaperTransformerForSeq2SeqLM, **opt
     return head(PaperTransformerConfig.from_preset(preset, **options)).eval()
 
 
-def pairs(model: nn.Module, source: tuple[int, ...] = (7, 4, 6), target: tuple[int, ...] = (5, 6, 3)) -> dict[str, Any]:
+def pairs(
+    model: nn.Module, source: tuple[int, ...] = (7, 4, 6), target: tuple[int, ...] = (5, 6, 3)
+) -> dict[str, Any]:
     """Made-up sources and targets of the given lengths, padded as a task pads them."""
     generator, config = torch.Generator().manual_seed(3), model.config
 
@@ -86,7 +88,9 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("preset", "d", "ff", "expected"), [("base", 512, 2048, 63_082_496), ("big", 1024, 4096, 214_245_376)])
+@pytest.mark.parametrize(
+    ("preset", "d", "ff", "expected"), [("base", 512, 2048, 63_082_496), ("big", 1024, 4096, 214_245_376)]
+)
 def test_the_papers_networks_have_exactly_their_parameters(preset: str, d: int, ff: int, expected: int):
     attention, feed_forward, norm = 4 * (d * d + d), 2 * d * ff + ff + d, 2 * d
     encoder, decoder = attention + feed_forward + 2 * norm, 2 * attention + feed_forward + 3 * norm
@@ -122,7 +126,9 @@ def copy_attention(theirs: nn.MultiheadAttention, ours: PaperTransformerAttentio
             theirs.out_proj.bias.copy_(ours.output.bias)
 
 
-def random_attention(implementation: str, bias: bool = True) -> tuple[PaperTransformerAttention, nn.MultiheadAttention]:
+def random_attention(
+    implementation: str, bias: bool = True
+) -> tuple[PaperTransformerAttention, nn.MultiheadAttention]:
     config = PaperTransformerConfig.from_preset("tiny", attention_bias=bias)
     config._attn_implementation = implementation
     torch.manual_seed(1)
@@ -235,12 +241,16 @@ def test_the_network_agrees_with_torch_nn_transformer(implementation: str, norm_
     torch.testing.assert_close(found[is_token], expected[is_token], atol=1e-5, rtol=1e-5)
 
     upstream = torch.randn(int(is_token.sum()), 16)
-    mine = torch.autograd.grad(found[is_token], [table, *model.decoder.layers.parameters()], upstream, retain_graph=True)
+    mine = torch.autograd.grad(
+        found[is_token], [table, *model.decoder.layers.parameters()], upstream, retain_graph=True
+    )
     theirs = torch.autograd.grad(expected[is_token], table, upstream, retain_graph=True)[0]
     torch.testing.assert_close(mine[0], theirs, atol=1e-5, rtol=1e-4)
     ffn = model.encoder.layers[0].feed_forward.inner.weight
     mine = torch.autograd.grad(found[is_token], ffn, upstream)[0]
-    theirs = torch.autograd.grad(expected[is_token], reference.transformer.encoder.layers[0].linear1.weight, upstream)[0]
+    theirs = torch.autograd.grad(expected[is_token], reference.transformer.encoder.layers[0].linear1.weight, upstream)[
+        0
+    ]
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
@@ -275,7 +285,9 @@ def test_k_tokens_further_is_one_rotation_wherever_one_stands():
     shift = 5
     for wave in range(4):
         rotation = torch.linalg.lstsq(table[:20, wave], table[shift : 20 + shift, wave]).solution
-        torch.testing.assert_close(table[20:50, wave] @ rotation, table[20 + shift : 50 + shift, wave], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            table[20:50, wave] @ rotation, table[20 + shift : 50 + shift, wave], atol=1e-5, rtol=0
+        )
 
 
 def test_embeddings_are_scaled_by_the_root_of_d_model_and_positions_are_not():
@@ -283,7 +295,9 @@ def test_embeddings_are_scaled_by_the_root_of_d_model_and_positions_are_not():
     tokens = torch.tensor([[5, 9, 9]])
     expected = embeddings.tokens.weight[[5, 9, 9]] * math.sqrt(16) + sinusoids(24, 16)[:3]
     torch.testing.assert_close(embeddings(tokens)[0], expected)
-    torch.testing.assert_close(embeddings(tokens, past=4)[0, 0], embeddings.tokens.weight[5] * 4 + sinusoids(24, 16)[4])
+    torch.testing.assert_close(
+        embeddings(tokens, past=4)[0, 0], embeddings.tokens.weight[5] * 4 + sinusoids(24, 16)[4]
+    )
 
 
 def test_learned_positions_learn():
@@ -381,7 +395,9 @@ class TestKnownBugs:
         model = build(preset)
         inputs = pairs(model, source=(3, 7), target=(2, 5))
         together = model(**inputs).logits
-        alone = model(inputs["input_ids"][:1, :3], inputs["attention_mask"][:1, :3], labels=inputs["labels"][:1, :2]).logits
+        alone = model(
+            inputs["input_ids"][:1, :3], inputs["attention_mask"][:1, :3], labels=inputs["labels"][:1, :2]
+        ).logits
         torch.testing.assert_close(together[:1, :2], alone, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("preset", PRESETS)
@@ -501,7 +517,9 @@ def test_one_step_after_another_with_the_cache_is_all_at_once(preset: str, steps
     done, parts, encoded = 0, [], model.get_encoder()(inputs["input_ids"], inputs["attention_mask"])
     for size in steps:
         given = target[:, done : done + size]
-        output = model(None, inputs["attention_mask"], given, encoder_outputs=encoded, past_key_values=cache, use_cache=True)
+        output = model(
+            None, inputs["attention_mask"], given, encoder_outputs=encoded, past_key_values=cache, use_cache=True
+        )
         parts.append(output.logits)
         done += size
         assert output.past_key_values.get_seq_length() == done
@@ -511,7 +529,9 @@ def test_one_step_after_another_with_the_cache_is_all_at_once(preset: str, steps
 def generate(model: Any, **options: Any) -> torch.Tensor:
     inputs = pairs(model)
     torch.manual_seed(7)
-    return model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_length=10, **options)
+    return model.generate(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_length=10, **options
+    )
 
 
 def build_ending(preset: str = "tiny") -> Any:
@@ -567,7 +587,9 @@ def log_probability(model: Any, inputs: dict[str, torch.Tensor], written: torch.
 def test_beam_search_finds_nothing_less_likely_than_greedy():
     model = build()
     inputs = pairs(model)
-    greedy, beam = (generate(model, num_beams=n, length_penalty=0.0, do_sample=False, early_stopping=False) for n in (1, 6))
+    greedy, beam = (
+        generate(model, num_beams=n, length_penalty=0.0, do_sample=False, early_stopping=False) for n in (1, 6)
+    )
     assert (log_probability(model, inputs, beam)[0] >= log_probability(model, inputs, greedy)[0] - 1e-4).all()
 
 
@@ -591,7 +613,9 @@ def test_a_model_that_was_saved_generates_the_same_through_the_auto_class(tmp_pa
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert loaded.generation_config.num_beams == 3 and loaded.generation_config.length_penalty == 0.6
     inputs = pairs(model)
-    texts = [m.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]) for m in (model, loaded)]
+    texts = [
+        m.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]) for m in (model, loaded)
+    ]
     assert torch.equal(*texts) and texts[0].shape[1] <= 24, "it stops at the last position, not after 20 tokens"
 
 
@@ -672,9 +696,7 @@ def test_the_recurrent_decoder_follows_its_equations():
     s = torch.tanh(decoder.initial.weight @ h[0, 12:] + decoder.initial.bias)
     for step, token in enumerate(target):
         y = decoder.embeddings.tokens.weight[token] * 4.0
-        scores = [
-            recurrence.score.weight[0] @ torch.tanh(recurrence.query(s) + decoder.key.weight @ h_j) for h_j in h
-        ]
+        scores = [recurrence.score.weight[0] @ torch.tanh(recurrence.query(s) + decoder.key.weight @ h_j) for h_j in h]
         alpha = torch.stack(scores).softmax(0)
         context = sum(a * h_j for a, h_j in zip(alpha, h, strict=True))
         t = decoder.readout.weight @ torch.cat([s, y, context]) + decoder.readout.bias
@@ -702,7 +724,9 @@ def test_reversing_leaves_padding_behind():
 def test_a_classifier_takes_a_translators_encoder(preset: str, tmp_path):
     translator = build(preset)
     translator.save_pretrained(tmp_path)
-    model, info = PaperTransformerForSequenceClassification.from_pretrained(tmp_path, num_labels=3, output_loading_info=True)
+    model, info = PaperTransformerForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=3, output_loading_info=True
+    )
     assert set(info["missing_keys"]) == {"classifier.weight", "classifier.bias"}
     inputs = pairs(model)
     del inputs["labels"]

@@ -28,9 +28,27 @@ def draw_figures(translator: Translator, sources: Sequence[str], folder: Path) -
         looks = translator.look(reading, best)
         shown = f"“{plain(source)}” → “{plain(best.text)}”"
         pictures = (
-            ("cross", "Where the decoder looks in the source while it writes each token (row)", looks.cross, best.names, looks.source),
-            ("encoder", "Where each source token (row) looks in the source", looks.encoder, looks.source, looks.source),
-            ("decoder", "Where each token that was written (row) looks behind", looks.decoder, looks.asking, looks.asking),
+            (
+                "cross",
+                "Where the decoder looks in the source while it writes each token (row)",
+                looks.cross,
+                best.names,
+                looks.source,
+            ),
+            (
+                "encoder",
+                "Where each source token (row) looks in the source",
+                looks.encoder,
+                looks.source,
+                looks.source,
+            ),
+            (
+                "decoder",
+                "Where each token that was written (row) looks behind",
+                looks.decoder,
+                looks.asking,
+                looks.asking,
+            ),
         )
         for name, caption, weights, rows, columns in pictures:
             if weights.numel():
@@ -60,7 +78,9 @@ def save_heads(weights: torch.Tensor, rows: Sequence[str], columns: Sequence[str
         for head, axes in enumerate(axes_of_layer):
             axes.imshow(weights[layer, head], cmap="viridis", vmin=0, vmax=1, aspect="auto")
             is_last, is_first = layer == layers - 1, head == 0
-            axes.set_xticks(range(len(columns)), [plain(n) for n in columns] if is_last else [], rotation=90, fontsize=7)
+            axes.set_xticks(
+                range(len(columns)), [plain(n) for n in columns] if is_last else [], rotation=90, fontsize=7
+            )
             axes.set_yticks(range(len(rows)), [plain(n) for n in rows] if is_first else [], fontsize=7)
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
     figure.savefig(path, dpi=100)

@@ -193,12 +193,12 @@ class PaperRnnDecoder(nn.Module):
             cross_attentions=(weights[:, None],) if output_attentions else None,
         )
 
-    def _past(
-        self, source: torch.Tensor, cache: EncoderDecoderCache | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _past(self, source: torch.Tensor, cache: EncoderDecoderCache | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The state before the first given token (B, H), and the projected source U h (B, S, H), out of the cache."""
         if cache is not None and cache.is_updated.get(0):
-            return cache.self_attention_cache.layers[0].keys[:, 0, -1], cache.cross_attention_cache.layers[0].keys[:, 0]
+            return cache.self_attention_cache.layers[0].keys[:, 0, -1], cache.cross_attention_cache.layers[0].keys[
+                :, 0
+            ]
         state = self.initial(source[:, 0, self.config.rnn_hidden_size :]).tanh()
         keys = self.key(source)
         if cache is not None:

@@ -480,7 +480,9 @@ class PaperTransformerModel(PaperTransformerPreTrainedModel):
             output_hidden_states: return what every layer says.
         """
         if decoder_input_ids is None or (input_ids is None and encoder_outputs is None):
-            raise ValueError("The model reads a source (input_ids) and the target so far (decoder_input_ids): give both.")
+            raise ValueError(
+                "The model reads a source (input_ids) and the target so far (decoder_input_ids): give both."
+            )
         output_attentions = self._asked(output_attentions, "output_attentions")
         output_hidden_states = self._asked(output_hidden_states, "output_hidden_states")
         if encoder_outputs is None:

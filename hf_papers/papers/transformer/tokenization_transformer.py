@@ -142,7 +142,9 @@ def check_vocabulary(tokenizer: Any, config: Any) -> None:
     for name in ("pad", "bos", "eos"):
         ours, theirs = getattr(config, f"{name}_token_id"), getattr(tokenizer, f"{name}_token_id")
         if theirs is None:
-            raise UserError(f"The tokenizer has no {name} token, which the model needs: train one with train-tokenizer.")
+            raise UserError(
+                f"The tokenizer has no {name} token, which the model needs: train one with train-tokenizer."
+            )
         if ours != theirs:
             raise UserError(
                 f"The tokenizer's {name} token has the number {theirs}, but the model's {name}_token_id is {ours}: set "

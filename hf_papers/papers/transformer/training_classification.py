@@ -132,7 +132,9 @@ class ClassificationTask(Task):
 
     def _need_source(self) -> Source:
         if self.source is None:
-            raise UserError("This recipe names no data set: add --dataset, with columns text and label (--columns text=…).")
+            raise UserError(
+                "This recipe names no data set: add --dataset, with columns text and label (--columns text=…)."
+            )
         return self.source
 
     # What it is trained on

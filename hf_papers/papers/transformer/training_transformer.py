@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -256,7 +255,9 @@ class TranslationTask(Task):
         translator = Translator(model, self.tokenizer)
         greedy = self._judge(translator.translate_all(sources, Search(num_beams=1)), references)
         if split == "test":
-            translations = translator.translate_all(sources, Search(self.options.num_beams, self.options.length_penalty))
+            translations = translator.translate_all(
+                sources, Search(self.options.num_beams, self.options.length_penalty)
+            )
             metrics = self._judge(translations, references)
             metrics |= {f"{name}_greedy": value for name, value in greedy.items()}
             shown = zip(sources[:SHOWN], references[:SHOWN], translations[:SHOWN], strict=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor
 
 from hf_papers.data.buckets import pad_rows, rows_that_fit
 from hf_papers.errors import UserError
@@ -40,6 +41,22 @@ class Search:
         return {"num_beams": self.num_beams, "length_penalty": self.length_penalty, "do_sample": False}
 
 
+class EndInTime(LogitsProcessor):
+    """Ends every translation at a limit of its own, so that it does not depend on the texts that are translated beside it."""
+
+    def __init__(self, limits: Sequence[int], eos: int) -> None:
+        self.limits, self.eos = torch.tensor(limits), eos
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Written so far (texts * beams, T) and log-probabilities of the next token (texts * beams, V) -> the latter."""
+        due = (self.limits <= input_ids.shape[1] + 1).to(scores.device)
+        if not due.any():
+            return scores
+        only = torch.full_like(scores[:1], -torch.inf)
+        only[:, self.eos] = 0
+        return torch.where(due.repeat_interleave(len(scores) // len(due))[:, None], only, scores)
+
+
 class Translator:
     """A model with its tokenizer. The model stays on the device it is on, and is left in the mode it was in."""
 
@@ -65,14 +82,17 @@ class Translator:
         filled = [row for row in range(len(texts)) if len(tokens[row]) > 1]
         for batch in batches_of([len(tokens[row]) for row in filled], BATCH_TOKENS // search.num_beams):
             rows = [filled[number] for number in batch]
-            written = self.model.generate(
-                **self._inputs([tokens[row] for row in rows]),
-                max_length=min(len(tokens[rows[-1]]) + LONGER, self.max_tokens),
-                **search.options(),
-            )
+            written = self._generate([tokens[row] for row in rows], search)
             for row, text in zip(rows, self.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True):
                 translations[row] = text
         return translations
+
+    def _generate(self, rows: Sequence[list[int]], search: Search, **options: Any) -> torch.Tensor:
+        """Translations (rows, T) of sources, each with its own limit."""
+        limits = [min(len(row) + LONGER, self.max_tokens) for row in rows]
+        end = EndInTime(limits, self.tokenizer.eos_token_id)
+        options |= search.options()
+        return self.model.generate(**self._inputs(rows), max_length=max(limits), logits_processor=[end], **options)
 
     def _cut(self, tokens: list[int]) -> list[int]:
         """At most as many tokens as the model has positions, the last one </s>."""
@@ -128,12 +148,7 @@ class Translator:
     def candidates(self, reading: Reading, search: Search, count: int = 1) -> list[Candidate]:
         """The `count` best translations that the search finished, best first; at most as many as there are beams."""
         asked = min(count, search.num_beams)
-        written = self.model.generate(
-            **self._inputs([reading.tokens]),
-            max_length=min(len(reading.tokens) + LONGER, self.max_tokens),
-            num_return_sequences=asked,
-            **search.options(),
-        )
+        written = self._generate([reading.tokens], search, num_return_sequences=asked)
         return [self._candidate(reading, tokens[1:].tolist()) for tokens in written]
 
     def _candidate(self, reading: Reading, tokens: list[int]) -> Candidate:
