@@ -95,7 +95,10 @@ def build_parser() -> Parser:
     tokenizer.add_argument("--min_frequency", type=int, default=2, help="of a piece to become a token")
     case = tokenizer.add_mutually_exclusive_group()
     case.add_argument(
-        "--lowercase", action="store_true", default=None, help="fold upper case (and accents, in BERT, which does so anyhow)"
+        "--lowercase",
+        action="store_true",
+        default=None,
+        help="fold upper case (and accents, in BERT, which does so anyhow)",
     )
     case.add_argument("--no_lowercase", action="store_false", dest="lowercase", default=None, help="keep it")
     tokenizer.add_argument("--output_dir", type=Path, required=True, help="folder to write the tokenizer to")

@@ -138,9 +138,9 @@ class BucketedStream(Iterator[Batch]):
             )
         if state.get("max_tokens") != self.max_tokens:
             raise UserError(
-                f"The stream of {self.inner.where} cannot continue: its batches had {state.get('max_tokens')} tokens when the "
-                f"checkpoint was written and have {self.max_tokens} now. Resume with the settings of the run, or start a new "
-                "one."
+                f"The stream of {self.inner.where} cannot continue: its batches had {state.get('max_tokens')} tokens when "
+                f"the checkpoint was written and have {self.max_tokens} now. Resume with the settings of the run, or "
+                "start a new one."
             )
         self.inner.load_state_dict(state["inner"])
         self._pools, self._start, self.epoch = state["pools"], copy.deepcopy(state["inner"]), state["epoch"]
@@ -175,7 +175,7 @@ class BucketedStream(Iterator[Batch]):
         return before, batch, self.inner.epoch
 
     def _cut(self, size: int, pool: int) -> list[torch.Tensor]:
-        """The row numbers of a pool of `pool` batches of `size` rows, cut anew: shortest rows together, batches in any order."""
+        """The row numbers of a pool of `pool` batches of `size` rows, in batches anew: like lengths together, in any order."""
         lengths = self.padding.lengths(self._rows)
         if pool == 1 and self.max_tokens is None:
             rows = lengths.nonzero().flatten()
@@ -186,7 +186,9 @@ class BucketedStream(Iterator[Batch]):
         by_length = lengths.sort(stable=True).indices[int((lengths == 0).sum()) :]
         sizes = size if self.max_tokens is None else rows_that_fit(lengths[by_length].tolist(), self.max_tokens)
         batches = by_length.split(sizes)
-        return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist() if len(by_length)]
+        return [
+            batches[number] for number in torch.randperm(len(batches), generator=generator).tolist() if len(by_length)
+        ]
 
     def _hand_out(self) -> Batch:
         return self.padding(select(self._rows, self._batches[self._done]))

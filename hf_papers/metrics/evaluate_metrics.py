@@ -39,8 +39,10 @@ class BleuMetric(evaluate.Metric):
         return evaluate.MetricInfo(
             description="BLEU of a test set by sacreBLEU, 0 to 100, with the signature that says how it was computed.",
             citation=_BLEU_CITATION,
-            inputs_description="predictions, references: detokenised texts, one reference each. lowercase, tokenize: as sacreBLEU.",
-            features=datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")}),
+            inputs_description="predictions, references: detokenised texts, one reference each; lowercase, tokenize.",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
         )
 
     def _compute(

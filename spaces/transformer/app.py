@@ -69,8 +69,8 @@ DATES = Purpose(
     "A date as people write it",
     "ISO 8601",
     ["Thursday, May 3rd, 1979", "the thirty-first of December 1999", "4/7/2031", "JUNE 16, 1904"],
-    "It has learnt dates from 1900 to 2099 and nothing else: whatever it is given, it answers with a date. Where only figures "
-    "stand, the day comes before the month.",
+    "It has learnt dates from 1900 to 2099 and nothing else: whatever it is given, it answers with a date. Where only "
+    "figures stand, the day comes before the month.",
 )
 
 
@@ -83,8 +83,8 @@ def purpose_of(results: dict[str, Any]) -> Purpose:
     examples = [str(example["source"]) for example in task.get("examples") or []][:5]
     captions = "multi30k" in str(task.get("dataset"))
     warning = (
-        "It has read 29,000 captions of pictures and nothing else: people, dogs, streets and sports it knows; news, questions "
-        "and your mail it does not."
+        "It has read 29,000 captions of pictures and nothing else: people, dogs, streets and sports it knows; news, "
+        "questions and your mail it does not."
         if captions
         else "It knows what stood in its training texts, and their style."
     )
@@ -114,8 +114,8 @@ def draw_candidates(reading: Reading, candidates: Sequence[Candidate], penalty: 
     return (
         f'<p class="answer" lang="und">{shown}</p>'
         f'<div class="tokens" aria-label="Tokens, darker where the network was surer">{tokens}</div>'
-        f'<p class="hint">Its tokens: the paler, the less sure it was. “·” continues a word. {len(reading.tokens)} tokens in, '
-        f"{len(best.tokens)} out, {seconds:.2f} s.</p>"
+        f'<p class="hint">Its tokens: the paler, the less sure it was. “·” continues a word. {len(reading.tokens)} tokens '
+        f"in, {len(best.tokens)} out, {seconds:.2f} s.</p>"
         f'<div class="wide"><table class="beams"><thead><tr><th>what the beams ended with</th><th>log p</th>'
         f"<th>/ length<sup>{penalty:g}</sup></th></tr></thead><tbody>{rows}</tbody></table></div>{say(reading.notes)}"
     )
@@ -149,7 +149,8 @@ def draw_looks(rows: Sequence[str], columns: Sequence[str], weights: torch.Tenso
         )
         mark = ' class="chosen"' if number == chosen else ""
         body += f'<tr{mark}><th scope="row">{html.escape(row)}</th>{cells}</tr>'
-    return f'<div class="looks" tabindex="0"><table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="looks" tabindex="0">{table}</div>'
 
 
 CSS = """
@@ -253,8 +254,8 @@ def build() -> gr.Blocks:
         """Both networks on one text: as HTML, and as [[name, translation, log-probability, seconds], …]."""
         if rnn is None:
             raise UserError(
-                "There is no recurrent network beside this app: train one (hf-papers train transformer --architecture rnn …) and "
-                f"start the app with {RNN_VARIABLE} naming its folder."
+                "There is no recurrent network beside this app: train one (hf-papers train transformer "
+                f"--architecture rnn …) and start the app with {RNN_VARIABLE} naming its folder."
             )
         search = search_of(beams, Search().length_penalty)
         parts, answers = [], []
@@ -268,9 +269,9 @@ def build() -> gr.Blocks:
             table = draw_looks(best.names[:MAX_LOOKING], looks.source[:MAX_LOOKING], weights, None)
             sure = float(best.log_probs.mean().exp())
             parts.append(
-                f'<div><h3>{name}, {count_parameters(network.model):,} weights</h3><p class="answer">{html.escape(best.text)}'
-                f'</p><p class="hint">{seconds:.2f} s, a token’s probability {sure:.0%} (geometric mean)</p>{table}'
-                f"{say(reading.notes)}</div>"
+                f'<div><h3>{name}, {count_parameters(network.model):,} weights</h3><p class="answer">'
+                f'{html.escape(best.text)}</p><p class="hint">{seconds:.2f} s, a token’s probability {sure:.0%} '
+                f"(geometric mean)</p>{table}{say(reading.notes)}</div>"
             )
             answers.append([name, best.text, float(best.log_probs.sum()), seconds])
         return f'<div class="beside">{"".join(parts)}</div>', answers
@@ -358,8 +359,8 @@ def translate_tab(demo: gr.Blocks, translate: Any, purpose: Purpose) -> None:
 
 def look_tab(tab: gr.Tab, look: Any, purpose: Purpose, layers: int, heads: int) -> None:
     hint(
-        "Every row of the table is a token and shows how it shares its attention. Pick a word to see its row as the words it "
-        "looked at. Heads specialise: some follow the word that is being translated, some look at the neighbour, some rest."
+        "Every row of the table is a token and shows how it shares its attention. Pick a word to see its row as the words "
+        "it looked at. Heads specialise: some follow the word being translated, some look at the neighbour, some rest."
     )
     text = source_box(purpose, "look-text")
     with gr.Row():

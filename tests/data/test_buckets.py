@@ -169,7 +169,9 @@ def test_columns_apart_have_their_own_lengths() -> None:
     batch = next(by_tokens())
     longest = int(batch["mask"].sum(1).max())
     assert batch["source"].shape[1] == longest and batch["target"].shape[1] == -(-longest // 2)
-    assert batch["mask"].shape == batch["source"].shape and (batch["target"] == -2).sum() <= (batch["source"] == -1).sum()
+    assert (
+        batch["mask"].shape == batch["source"].shape and (batch["target"] == -2).sum() <= (batch["source"] == -1).sum()
+    )
     padding = Padding({"a": 0, "b": 9}, multiple=4, apart=True, mask="mask")
     batch = padding({"a": [[1] * 5, [1]], "b": [[2], [2, 2]]})
     assert batch["a"].shape == (2, 8) and batch["b"].tolist() == [[2, 9, 9, 9], [2, 2, 9, 9]]

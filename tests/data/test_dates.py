@@ -50,7 +50,11 @@ def test_what_is_written_is_the_date() -> None:
 
 def test_weekdays_are_right() -> None:
     date = datetime.date(1979, 10, 3)
-    assert {form(date) for form in FORMS} >= {"Wednesday, October 3rd, 1979", "Wed, 03 Oct 1979", "the third of October 1979"}
+    assert {form(date) for form in FORMS} >= {
+        "Wednesday, October 3rd, 1979",
+        "Wed, 03 Oct 1979",
+        "the third of October 1979",
+    }
     assert len({form(date) for form in FORMS}) == len(FORMS) == 16
 
 

@@ -1,4 +1,4 @@
-"""The Transformer as it is trained and used: vocabulary, pairs, task, translations, fine-tuning, and what is said of bad input."""
+"""The Transformer as it is trained and used: vocabulary, pairs, task, translations, fine-tuning, and bad input."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_was_encoded_comes_back(text: str):
 def test_pieces_are_merged_as_byte_pairs_are():
     """The most frequent pair of neighbours first, by hand: l+o, lo+w, then e+r."""
     tokenizer = train_tokenizer(["low lower lowest newer"] * 5, 4 + 1 + 8 + 4, min_frequency=2)
-    merged = [piece for piece in pieces(tokenizer)[13:]]
+    merged = pieces(tokenizer)[13:]
     assert merged[0] in ("lo", "ow", "we") and "low" in "".join(merged)
     assert tokenizer.tokenize("low")[0].startswith("▁")
 
@@ -321,11 +321,11 @@ def test_the_loss_is_smoothed_in_training_and_not_in_evaluation(tmp_path: Path):
     torch.testing.assert_close(smoothed, model(**batch, label_smoothing=0.3).loss)
     sources, targets = ["1/2/2003", "5 May 1960"], ["2003-02-01", "1960-05-05"]
     labels = task.tokenizer(targets)["input_ids"]
-    losses = [
-        model(**task.tokenizer(s, return_tensors="pt"), labels=torch.tensor([row])).loss
-        for s, row in zip(sources, labels)
-    ]
-    expected = sum(loss.item() * len(row) for loss, row in zip(losses, labels)) / sum(map(len, labels))
+    total = 0.0
+    for source, row in zip(sources, labels, strict=True):
+        inputs = task.tokenizer(source, return_tensors="pt")
+        total += model(**inputs, labels=torch.tensor([row])).loss.item() * len(row)
+    expected = total / sum(map(len, labels))
     assert task._loss(model.eval(), sources, targets, CONTEXT) == pytest.approx(expected, rel=1e-5)
 
 
@@ -626,8 +626,8 @@ def test_a_trained_translators_encoder_is_fine_tuned(trained: Path, tmp_path: Pa
     before = load_strict(PaperTransformerForSeq2SeqLM, trained).transformer.encoder.state_dict()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.transformer.encoder.state_dict().items())
     assert model.config.id2label == {0: "spring", 1: "winter"} and task.describe()["start"] == str(trained)
-    frozen = classification(tmp_path, reviews, model_name_or_path=trained, vocab_size=sizes.vocab_size, freeze_encoder="true",
-                            max_position_embeddings=64, max_tokens=60)  # fmt: skip
+    frozen = classification(tmp_path, reviews, model_name_or_path=trained, vocab_size=sizes.vocab_size,
+                            freeze_encoder="true", max_position_embeddings=64, max_tokens=60)  # fmt: skip
     model = frozen.task_class(frozen).build_model()
     assert [name for name, p in model.named_parameters() if p.requires_grad] == [
         "classifier.weight",

@@ -34,7 +34,7 @@ class TestTransformer(SpaceTests):
 
     @classmethod
     def save_checkpoint(cls, folder: Path) -> None:
-        """A tiny Transformer, and in `rnn` a tiny recurrent network: int8 weights, one vocabulary, what a run says of itself."""
+        """A tiny Transformer, and in `rnn` a tiny recurrent network: int8 weights, one vocabulary, a run's results."""
         paper, tokenizer = find_paper(cls.key), train_tokenizer(TEXTS, VOCABULARY, min_frequency=1)
         task = {"dataset": "bentrevett/multi30k", "source": "de", "target": "en",
                 "examples": [{"source": text, "target": "", "translation": ""} for text in TEXTS[::2]]}  # fmt: skip
@@ -155,7 +155,7 @@ class TestTransformer(SpaceTests):
 
 
 def looks_of(layers: int = 2, heads: int = 3) -> Looks:
-    """Weights of two source and three written tokens; every row of head i of layer j is (i, j) over their sum."""
+    """Weights of two source and three written tokens; each row sums to 1."""
 
     def rows(rows: int, columns: int) -> torch.Tensor:
         return torch.rand(layers, heads, rows, columns, generator=torch.Generator().manual_seed(0)).softmax(-1)

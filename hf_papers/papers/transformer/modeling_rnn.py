@@ -76,7 +76,7 @@ def reverse(values: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 class PaperRnnEmbeddings(nn.Module):
-    """What a token is: (B, T) -> (B, T, d). Times sqrt(d_model) as in the Transformer, for the matrix is the output's too."""
+    """What a token is: (B, T) -> (B, T, d). Times sqrt(d_model) as in the Transformer: the matrix is the output's too."""
 
     def __init__(self, config: PaperTransformerConfig) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class PaperRnnEncoder(nn.Module):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutput:
-        """As the Transformer's encoder. It has no attention to give, and its hidden states are the embeddings and the end."""
+        """As the Transformer's encoder. It has no attention to give; its hidden states are the embeddings and the end."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         embedded = self.embeddings(input_ids)
         states = [self.forwards(embedded), reverse(self.backwards(reverse(embedded, mask)), mask)]

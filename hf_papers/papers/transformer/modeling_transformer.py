@@ -136,7 +136,7 @@ class PaperTransformerAttention(nn.Module):
         return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-# ------------------------------------------------------------------------- feed-forward, embeddings and positions, 3.3 to 3.5
+# ------------------------------------------------------------ feed-forward, embeddings and positions, sections 3.3 to 3.5
 
 
 class PaperTransformerFeedForward(nn.Module):
@@ -194,7 +194,7 @@ class PaperTransformerEmbeddings(nn.Module):
 
 
 class PaperTransformerAddAndNorm(nn.Module):
-    """The residual connection around a sub-layer: LayerNorm(x + Sublayer(x)), or with `norm_first` x + Sublayer(LayerNorm(x)).
+    """The residual around a sub-layer: LayerNorm(x + Sublayer(x)), or with `norm_first` x + Sublayer(LayerNorm(x)).
 
     What enters the sub-layer is `enter(x)`, what leaves it with output y is `leave(x, y)`; all (B, T, d).
     """

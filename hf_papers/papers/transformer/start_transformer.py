@@ -33,8 +33,8 @@ class Start:
         content = read_config(self.folder)
         if content.get("model_type") != PaperTransformerConfig.model_type:
             raise UserError(
-                f"The checkpoint {self.name} is a model of type '{content.get('model_type')}'; a training here starts from one "
-                f"of ours ('{PaperTransformerConfig.model_type}')."
+                f"The checkpoint {self.name} is a model of type '{content.get('model_type')}'; a training here starts from "
+                f"one of ours ('{PaperTransformerConfig.model_type}')."
             )
         return content
 

@@ -70,8 +70,8 @@ class ClassificationTask(Task):
         self._frozen: nn.Module | None = None
         if options.max_tokens > config.max_position_embeddings:
             raise UserError(
-                f"--max_tokens {options.max_tokens} is more than the {config.max_position_embeddings} positions of the model: "
-                "lower it."
+                f"--max_tokens {options.max_tokens} is more than the {config.max_position_embeddings} positions of the "
+                "model: lower it."
             )
 
     @classmethod
@@ -91,8 +91,8 @@ class ClassificationTask(Task):
         names = find_labels(self._need_source(), self.data.train_split)
         if not names:
             raise UserError(
-                f"Column '{LABEL}' of '{self.source.name}' holds numbers with a point: this task learns classes. Choose another "
-                "column by --columns label=THEIRS."
+                f"Column '{LABEL}' of '{self.source.name}' holds numbers with a point: this task learns classes. Choose "
+                "another column by --columns label=THEIRS."
             )
         return names
 
@@ -144,8 +144,8 @@ class ClassificationTask(Task):
         for row in rows:
             if not isinstance(row["text"], str):
                 raise UserError(
-                    f"The column 'text' of '{self.source.name}' should hold texts, but a row holds {shorten(row['text'])}: name "
-                    "the right one by --columns text=THEIRS."
+                    f"The column 'text' of '{self.source.name}' should hold texts, but a row holds {shorten(row['text'])}: "
+                    "name the right one by --columns text=THEIRS."
                 )
         tokens = encode(self.tokenizer, [row["text"] for row in rows])
         return {

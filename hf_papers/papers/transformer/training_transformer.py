@@ -106,8 +106,8 @@ class TranslationTask(Task):
         self.start = Start(options.model_name_or_path) if options.model_name_or_path else None
         if options.max_tokens > config.max_position_embeddings:
             raise UserError(
-                f"--max_tokens {options.max_tokens} is more than the {config.max_position_embeddings} positions of the model: "
-                "lower it, or raise --max_position_embeddings."
+                f"--max_tokens {options.max_tokens} is more than the {config.max_position_embeddings} positions of the "
+                "model: lower it, or raise --max_position_embeddings."
             )
         self._encoder: PairEncoder | None = None
         self._pairs: dict[str, tuple[list[str], list[str]]] = {}

@@ -42,7 +42,7 @@ class Search:
 
 
 class EndInTime(LogitsProcessor):
-    """Ends every translation at a limit of its own, so that it does not depend on the texts that are translated beside it."""
+    """Ends every translation at a limit of its own, so that it does not depend on the texts translated beside it."""
 
     def __init__(self, limits: Sequence[int], eos: int) -> None:
         self.limits, self.eos = torch.tensor(limits), eos
@@ -111,7 +111,7 @@ class Translator:
     # One text, for people
 
     def read(self, text: Any) -> Reading:
-        """A text in tokens, with a sentence for everything that a person should know. Raises `UserError` where there is none."""
+        """A text in tokens, with sentences on what a person should know. Raises `UserError` where there is none."""
         if not isinstance(text, str) or not text.strip():
             raise UserError("There is no text to translate: write something first.")
         tokens = encode(self.tokenizer, [text])[0].tolist()
