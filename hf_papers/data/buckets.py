@@ -175,7 +175,7 @@ class BucketedStream(Iterator[Batch]):
         return before, batch, self.inner.epoch
 
     def _cut(self, size: int, pool: int) -> list[torch.Tensor]:
-        """The row numbers of a pool of `pool` batches of `size` rows, in batches anew: like lengths together, in any order."""
+        """The row numbers of a pool of `pool` batches of `size` rows, in batches anew: like lengths together, any order."""
         lengths = self.padding.lengths(self._rows)
         if pool == 1 and self.max_tokens is None:
             rows = lengths.nonzero().flatten()
