@@ -52,6 +52,9 @@ LOOKS = {
 }
 
 
+Heatmap = tuple[torch.Tensor, list[str], list[str]]  # weights (rows, columns), and the names of both
+
+
 # ------------------------------------------------------------------------------------------------- what it was trained for
 
 
@@ -227,16 +230,20 @@ def build() -> gr.Blocks:
         drawn = draw_candidates(reading, candidates, penalty, time.perf_counter() - started)
         return drawn, [[c.text, float(c.log_probs.sum())] for c in candidates]
 
+    def attend(text: str, kind: str, layer: str, head: str) -> tuple[Reading, Candidate, Heatmap]:
+        """The best translation of a text, and where its tokens (or the source's) look in one layer and head."""
+        if kind not in LOOKS:
+            raise UserError(f"There is no {kind!r}: choose from {', '.join(LOOKS)}.")
+        of_layer = number_of(layer, "layer", layers)
+        of_head = None if head == MEAN else number_of(head, "head", heads)
+        reading = translator.read(text)
+        best = translator.candidates(reading, Search())[0]
+        return reading, best, chosen_weights(translator.look(reading, best), kind, of_layer, of_head)
+
     @errors_as_sentences
     def look(text: str, kind: str, layer: str, head: str, word: int | None) -> tuple[str, Any]:
         """Where one word (by its number from 0) looks, and where all do; and the words that there are to choose from."""
-        if kind not in LOOKS:
-            raise UserError(f"There is no {kind!r}: choose from {', '.join(LOOKS)}.")
-        reading = translator.read(text)
-        best = translator.candidates(reading, Search())[0]
-        looks = translator.look(reading, best)
-        weights, rows, columns = chosen_weights(looks, kind, number_of(layer, "layer", layers),
-                                                None if head == MEAN else number_of(head, "head", heads))  # fmt: skip
+        reading, best, (weights, rows, columns) = attend(text, kind, layer, head)
         cut = len(rows) > MAX_LOOKING or len(columns) > MAX_LOOKING
         weights, rows, columns = weights[:MAX_LOOKING, :MAX_LOOKING], rows[:MAX_LOOKING], columns[:MAX_LOOKING]
         number = word if isinstance(word, int) and 0 <= word < len(rows) else first_letters(rows)
@@ -248,6 +255,14 @@ def build() -> gr.Blocks:
         )
         choices = [(name, place) for place, name in enumerate(rows)]
         return drawn, gr.update(choices=choices, value=number)
+
+    @errors_as_sentences
+    def look_up(
+        text: str, kind: str = next(iter(LOOKS)), layer: str = "layer 1", head: str = MEAN
+    ) -> dict[str, str | list[str] | list[list[float]]]:
+        """Where every token looks: the translation, the tokens that look (rows), those looked at (columns), and weights."""
+        _, best, (weights, rows, columns) = attend(text, kind, layer, head)
+        return {"translation": best.text, "rows": rows, "columns": columns, "weights": weights.tolist()}
 
     @errors_as_sentences
     def compare(text: str, beams: int) -> tuple[str, list[Any]]:
@@ -291,6 +306,7 @@ def build() -> gr.Blocks:
                 look_tab(tab, look, purpose, layers, heads)
             with gr.Tab("Beside an RNN") as tab:
                 compare_tab(tab, compare, purpose)
+        gr.api(look_up, api_name="look")
         footer("transformer", translator.model, CHECKPOINT)
     return demo
 
@@ -301,7 +317,7 @@ def shape_of(translator: Translator) -> tuple[int, int]:
     return (1, 1) if config.architecture == "rnn" else (config.num_decoder_layers, config.num_heads)
 
 
-def chosen_weights(looks: Looks, kind: str, layer: int, head: int | None) -> tuple[torch.Tensor, list[str], list[str]]:
+def chosen_weights(looks: Looks, kind: str, layer: int, head: int | None) -> Heatmap:
     """Weights (rows, columns) of a layer and head, and the names of both. Raises `UserError` where a network has none."""
     which, *sides = LOOKS[kind]
     weights = getattr(looks, which)
@@ -365,7 +381,7 @@ def look_tab(tab: gr.Tab, look: Any, purpose: Purpose, layers: int, heads: int) 
     text = source_box(purpose, "look-text")
     with gr.Row():
         kinds = list(LOOKS)
-        kind = gr.Dropdown(kinds, value=kinds[0], label="Who looks at what", elem_id="kind", min_width=220)
+        kind = gr.Dropdown(kinds, value=kinds[0], label="Who looks at what", elem_id="kind", min_width=280)
         names = [f"layer {number + 1}" for number in range(layers)]
         layer = gr.Dropdown(names, value=names[-1], label="Layer", elem_id="layer", min_width=110)
         names = [MEAN, *(f"head {number + 1}" for number in range(heads))]
@@ -376,7 +392,7 @@ def look_tab(tab: gr.Tab, look: Any, purpose: Purpose, layers: int, heads: int) 
     inputs = [text, kind, layer, head, word]
     gr.on(
         [button.click, text.submit, kind.input, layer.input, head.input, word.input, tab.select], look, inputs,
-        [answer, word], api_name="look", **QUIET,
+        [answer, word], api_visibility="private", **QUIET,
     )  # fmt: skip
 
 

@@ -66,10 +66,10 @@ class TestTransformer(SpaceTests):
         page.page.wait_for_function("document.querySelectorAll('#answer table.beams tbody tr').length === 2")
         assert rows.count() == 2 and answer.locator(".tokens span").count() >= 1
         field = page.page.locator("#source textarea")
-        field.fill("Ein <b>{{Hund}}</b> ${1+1} 你好")
+        field.fill("Ein 你 Mann 好 <b>")
         page.page.get_by_role("button", name="Translate", exact=True).click()
         answer.get_by_text("never seen").wait_for()
-        assert "你 好" in answer.inner_text() and "reads it as <unk>" in answer.inner_text()
+        assert "never seen 你 好 < b > and reads it as <unk>" in answer.inner_text()
         page.page.get_by_role("button", name=TEXTS[2]).click()
         page.page.wait_for_function("!document.querySelector('#answer').innerText.includes('never seen')")
         assert field.input_value() == TEXTS[2]
@@ -128,26 +128,27 @@ class TestTransformer(SpaceTests):
         assert len(greedy) == 1
         _, both = client.predict(TEXTS[2], 2, api_name="/compare")
         assert [row[0] for row in both] == ["Transformer", "GRU with attention"] and all(row[2] < 0 for row in both)
-        page, _ = client.predict(TEXTS[0], "writing: at what is written", "layer 1", "head 2", 1, api_name="/look")
-        assert page.count('class="chosen"') == 1
+        seen = client.predict(TEXTS[0], "writing: at what is written", "layer 1", "head 2", api_name="/look")
+        assert seen["rows"] == seen["columns"] and seen["rows"][0] == "<s>"
+        weights = torch.tensor(seen["weights"])
+        torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
+        assert not weights.triu(1).any(), "what is not written yet cannot be looked at"
 
     @pytest.mark.parametrize(
-        ("arguments", "words"),
+        ("arguments", "name", "words"),
         [
-            ((" \n", 4, 0.6), "no text to translate"),
-            ((TEXTS[0], 0, 0.6), "The beam width must"),
-            ((TEXTS[0], 2.5, 0.6), "The beam width must"),
-            ((TEXTS[0], 4, -1), "The length penalty must"),
-            ((TEXTS[0], 4, "much"), "The length penalty must"),
+            ((" \n", 4, 0.6), "/translate", "no text to translate"),
+            ((TEXTS[0], 2.5, 0.6), "/translate", "The beam width must"),
+            ((TEXTS[0], 9, 0.6), "/translate", "greater than maximum value 8"),
+            ((TEXTS[0], 4, -1), "/translate", "less than minimum value 0"),
+            (("", 4), "/compare", "no text to translate"),
+            ((TEXTS[0], "writing: at the source", "layer 9"), "/look", "no layer 9: choose from layer 1 to layer 2"),
+            ((TEXTS[0], "sideways"), "/look", "no 'sideways': choose from"),
         ],
     )
-    def test_refuses_in_words(self, client: Any, arguments: tuple[Any, ...], words: str) -> None:
+    def test_refuses_in_words(self, client: Any, arguments: tuple[Any, ...], name: str, words: str) -> None:
         with pytest.raises(Exception, match=words):
-            client.predict(*arguments, api_name="/translate")
-
-    def test_refuses_a_layer_that_is_not_there(self, client: Any) -> None:
-        with pytest.raises(Exception, match="There is no layer 9|not in the list|layer 9"):
-            client.predict(TEXTS[0], "writing: at the source", "layer 9", "head 1", 0, api_name="/look")
+            client.predict(*arguments, api_name=name)
 
     def test_a_text_longer_than_the_positions_is_cut_with_a_note(self, client: Any) -> None:
         page, _ = client.predict("Hund " * 500, 1, 0.6, api_name="/translate")
