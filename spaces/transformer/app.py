@@ -241,7 +241,7 @@ def build() -> gr.Blocks:
         return reading, best, chosen_weights(translator.look(reading, best), kind, of_layer, of_head)
 
     @errors_as_sentences
-    def look(text: str, kind: str, layer: str, head: str, word: int | None) -> tuple[str, Any]:
+    def show_looks(text: str, kind: str, layer: str, head: str, word: int | None) -> tuple[str, Any]:
         """Where one word (by its number from 0) looks, and where all do; and the words that there are to choose from."""
         reading, best, (weights, rows, columns) = attend(text, kind, layer, head)
         cut = len(rows) > MAX_LOOKING or len(columns) > MAX_LOOKING
@@ -303,7 +303,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Translate"):
                 translate_tab(demo, translate, purpose)
             with gr.Tab("Where it looked") as tab:
-                look_tab(tab, look, purpose, layers, heads)
+                look_tab(tab, show_looks, purpose, layers, heads)
             with gr.Tab("Beside an RNN") as tab:
                 compare_tab(tab, compare, purpose)
         gr.api(look_up, api_name="look")
