@@ -34,7 +34,7 @@ RNN = Path(__file__).parent / "checkpoint-rnn"
 RNN_VARIABLE = "RNN_ID"
 MAX_BEAMS, MAX_PENALTY = 8, 2.0
 MAX_LOOKING = 40  # tokens of a text, on either side, whose attention is drawn
-MEAN = "mean over heads"
+MEAN = "all heads"
 LANGUAGES = {
     "de": "German",
     "en": "English",
@@ -166,7 +166,7 @@ CSS = """
   background: color-mix(in srgb, #818cf8 calc(var(--a) * 85%), var(--background-fill-primary)); }
 .chips small { display: block; font-size: .7rem; line-height: 1.1; opacity: .8; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; contain: inline-size; max-width: calc(100vw - 24px); }
-table.beams { width: 100%; margin: 8px 0 !important; border-collapse: collapse; font-size: .92rem; }
+table.beams { width: 100%; margin: 8px 0 !important; border: 0 !important; border-collapse: collapse; font-size: .92rem; }
 table.beams th, table.beams td { text-align: left; padding: 4px 10px 4px 0; border: 0;
   border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; vertical-align: top; }
 table.beams th { font-weight: 500; color: var(--body-text-color-subdued); white-space: nowrap; }
