@@ -37,6 +37,7 @@ from .modeling_rnn import PaperRnnDecoder, PaperRnnEncoder, PaperRnnGru
 
 
 IGNORED = -100  # the label of a position that is not to be predicted
+ROWS_AT_ONCE = 256  # of a matrix of logits; so many stay in the processor's cache
 
 
 # ------------------------------------------------------------------------------------------------ attention, section 3.2
@@ -186,8 +187,9 @@ class PaperTransformerEmbeddings(nn.Module):
                 f"A text of {end} tokens is longer than the {longest} positions of this model: cut it, e.g. by "
                 "tokenizer(text, truncation=True)."
             )
-        embedded = self.tokens(input_ids) * self.scale + self.positions[past:end]
-        return dropout(embedded, self.dropout_prob, self.training)
+        tokens = self.tokens(input_ids) * self.scale
+        positions = self.positions[past:end].to(tokens.dtype)  # a buffer stays in float32 when a model is loaded in less
+        return dropout(tokens + positions, self.dropout_prob, self.training)
 
 
 # --------------------------------------------------------------------------------------- encoder and decoder, section 3.1
@@ -527,13 +529,11 @@ class SmoothedCrossEntropy(torch.autograd.Function):
     rows at a time are computed together, while they are in the processor's cache.
     """
 
-    ROWS = 256
-
     @staticmethod
     def forward(context: Any, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         total = torch.zeros((), device=logits.device)
         gradient = torch.empty_like(logits)
-        parts = (values.split(SmoothedCrossEntropy.ROWS) for values in (logits, labels, gradient))
+        parts = (values.split(ROWS_AT_ONCE) for values in (logits, labels, gradient))
         for rows, labels_of_rows, gradient_of_rows in zip(*parts, strict=True):
             counts = labels_of_rows != IGNORED
             truth = labels_of_rows.masked_fill(~counts, 0)[:, None]
