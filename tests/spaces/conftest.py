@@ -38,7 +38,6 @@ def offline_environment(**more: str) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO")}
     environment.pop("MODEL_ID", None)
     environment.pop("CLASSIFIER_ID", None)
-    environment.pop("NO_SKIPS_ID", None)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     offline = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
     return {**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **offline, **more}
@@ -78,7 +77,6 @@ def start_app(app: Path, model: Path) -> Server:
     environment = offline_environment(
         MODEL_ID=str(model),
         CLASSIFIER_ID=str(model / "classifier"),  # read by BERT's alone
-        NO_SKIPS_ID=str(model / "no-skips"),  # read by U-Net's alone
         GRADIO_SERVER_PORT=str(port),
         GRADIO_SERVER_NAME="127.0.0.1",
     )
@@ -116,25 +114,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             options = {} if key in framed else {"size": size}
             paper.image_processor_class(**options).save_pretrained(folder)
         folders[key] = folder
-    folders["unet"] = unet_checkpoints(tmp_path_factory.mktemp("unet-checkpoint"))
     folders["bert"] = bert_checkpoints(tmp_path_factory.mktemp("bert-checkpoint"))
     return folders
-
-
-def unet_checkpoints(folder: Path) -> Path:
-    """A tiny U-Net and its processor, and in `no-skips` its twin without skip connections."""
-    import torch
-
-    from hf_papers import find_paper
-
-    paper = find_paper("unet")
-    for place, skips in ((folder, True), (folder / "no-skips", False)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = paper.model_class(paper.config_class.from_preset("tiny-padded", skip_connections=skips))
-        model.save_pretrained(place)
-        paper.image_processor_class(depth=1, padding="same").save_pretrained(place)
-    return folder
 
 
 BERT_TEXTS = [

@@ -11,11 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from PIL import Image
 
 from hf_papers.registry import find_paper
 from tests.spaces.conftest import ROOT, Visit, offline_environment
@@ -27,7 +25,6 @@ ENDPOINTS = {
     "gan": {"/sample", "/walk", "/judge", "/nearest_real"},
     "dqn": {"/run_episode", "/map_survival"},
     "lenet": {"/classify", "/disturb"},
-    "unet": {"/segment", "/example", "/threshold", "/feature_maps"},
     "bert": {"/fill_blanks", "/classify", "/judge_pair", "/attention", "/map_sentences"},
 }
 TABS = {
@@ -35,7 +32,6 @@ TABS = {
     "gan": {"Sample": "samples", "Walk": "strip", "Critic": "worst", "Copying?": "pairs"},
     "dqn": {"One episode": None, "Where it holds": None},
     "lenet": {"Layer by layer": "codes", "Disturb it": "moved"},
-    "unet": {"Segment": "found-with", "Feature maps": "maps"},
     "bert": {"Fill in": None, "Sentiment": None, "Next?": None, "Attention": None, "Map": None},
 }
 
@@ -271,63 +267,6 @@ def test_bert_says_what_is_missing(visit: Callable[..., Visit], text: str, words
     page.page.locator("#blank-text textarea").fill(text)
     page.page.get_by_role("button", name="Guess").click()
     assert words in page.complaint()
-
-
-def test_unet_draws_every_cell_and_moves_the_threshold(visit: Callable[..., Visit]) -> None:
-    page = visit("unet")
-    first = page.picture("found-with")
-    assert page.picture("found-without") != first
-    assert "cells there are" in page.page.locator("#numbers").inner_text()
-    set_slider(page, "threshold", 0.9)
-    moved = page.wait_for_change("found-with", first)
-    page.page.get_by_role("button", name="A large example").click()
-    large = page.wait_for_change("found-with", moved)
-    assert "tiles for 640 × 640 pixels" in page.page.locator("#numbers").inner_text()
-    page.page.get_by_label("Show where the tiles meet").check()
-    page.wait_for_change("found-with", large)
-    page.screenshot("unet-segment")
-    original = page.picture("original")
-    page.page.get_by_role("button", name="Another example").click()
-    page.wait_for_change("original", original)
-    page.open_tab("Feature maps")
-    maps = page.picture("maps")
-    page.page.locator("#stage input").click()
-    page.page.get_by_role("option", name="bottom 1").click()
-    page.wait_for_change("maps", maps)
-    assert "pixels each" in page.page.locator("#sizes").inner_text()
-    page.screenshot("unet-feature-maps")
-    assert page.foreign_requests() == [] and page.problems == []
-
-
-def test_unet_takes_a_picture_of_any_kind_and_size(visit: Callable[..., Visit], tmp_path: Path) -> None:
-    page = visit("unet")
-    page.picture("found-with")
-    noise = np.random.default_rng(0).integers(0, 65_535, (300, 420)).astype(np.uint16)
-    Image.fromarray(noise).save(tmp_path / "deep.png")
-    Image.new("CMYK", (1, 1)).save(tmp_path / "pixel.jpg")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "deep.png").read_bytes()[:3000])
-    upload = page.page.locator("input[type=file]")
-    for name, size in (("deep.png", "420 × 300"), ("pixel.jpg", "1 × 1")):
-        upload.set_input_files(tmp_path / name)
-        page.page.locator("#numbers").get_by_text(size).wait_for()
-    upload.set_input_files(tmp_path / "cut.png")
-    assert "not a picture that can be read" in page.complaint()
-
-
-def test_unet_answers_calls(serve: Callable[[str], Any], tmp_path: Path) -> None:
-    from gradio_client import Client, handle_file
-    from gradio_client.exceptions import AppError
-
-    Image.new("RGBA", (70, 50), "grey").save(tmp_path / "cells.png")
-    client = Client(serve("unet").url, verbose=False)
-    *pictures, numbers = client.predict(handle_file(tmp_path / "cells.png"), 200, 0.5, False, api_name="/segment")
-    assert "140 × 100" in numbers and len(pictures) == 3
-    *_, example = client.predict(100, 0.5, True, api_name="/example")
-    assert "Rand error" in example
-    with pytest.raises(AppError, match="maximum value 300"):
-        client.predict(handle_file(tmp_path / "cells.png"), 1000, 0.5, False, api_name="/segment")
-    with pytest.raises(AppError, match="'down 7' is not in the list"):
-        client.predict("down 7", "without skip connections", api_name="/feature_maps")
 
 
 @pytest.mark.parametrize("key", SPACES)
