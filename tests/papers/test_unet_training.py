@@ -581,7 +581,9 @@ def test_other_classes_and_colours_get_new_layers_and_nothing_else_does(tmp_path
 
 def test_a_start_that_is_something_else_is_refused_in_words(tmp_path: Path):
     PaperVaeModel(PaperVaeConfig.from_preset("tiny")).save_pretrained(tmp_path / "vae")
-    with pytest.raises(UserError, match="of type 'paper-vae'; this training starts from one of type 'paper-unet'"):
+    with pytest.raises(
+        UserError, match="of type 'paper-vae', but PaperUnetForSemanticSegmentation needs one of type 'paper-unet'"
+    ):
         task_of(tmp_path, model_name_or_path=str(tmp_path / "vae"))
     with pytest.raises(UserError, match="There is no folder"):
         task_of(tmp_path, model_name_or_path=str(tmp_path / "nowhere"))

@@ -30,7 +30,6 @@ from hf_papers.papers.unet.masks_unet import MaskReader
 from hf_papers.papers.unet.modeling_unet import PaperUnetForSemanticSegmentation, centre_crop
 from hf_papers.papers.unet.pairs_unet import PairsFolder, is_pairs_folder
 from hf_papers.papers.unet.weight_map_unet import border_weights, class_weights
-from hf_papers.registry import find_paper
 from hf_papers.training.start import Start
 from hf_papers.training.task import Batch, Context, Task, Turn
 
@@ -97,6 +96,11 @@ class UnetOptions(AugmentationOptions):
             )
 
 
+def _start(options: UnetOptions) -> Start | None:
+    name = options.model_name_or_path
+    return Start(PaperUnetForSemanticSegmentation, name) if name is not None else None
+
+
 class Example(NamedTuple):
     """An image that is scored: pixels (C, H, W) as the network sees them, classes (H, W), cells (H, W) numbered from 1."""
 
@@ -118,7 +122,7 @@ class UnetTask(Task):
         options = self.options
         self.geometry = recipe.config.geometry
         self._check_tile(options.tile_size)
-        self.start = Start(recipe.paper, options.model_name_or_path) if options.model_name_or_path else None
+        self.start = _start(options)
         self.config = copy.deepcopy(recipe.config)
         self.config.id2label = dict(enumerate(options.class_names))
         self.config.label2id = {name: number for number, name in enumerate(options.class_names)}
@@ -145,11 +149,11 @@ class UnetTask(Task):
         """What is given, except for the sizes of a start. A run's recipe gives everything, so its start may be gone."""
         if options.model_name_or_path is None or set(known) <= set(given):
             return given
-        return {**given, **Start(find_paper("unet"), options.model_name_or_path).options(FROM_START)}
+        return {**given, **_start(options).options(FROM_START)}
 
     def build_model(self) -> PaperUnetForSemanticSegmentation:
         if self.start is not None:
-            return self.start.load(PaperUnetForSemanticSegmentation, self.config, MAY_DIFFER)
+            return self.start.load(self.config, MAY_DIFFER)
         return PaperUnetForSemanticSegmentation(self.config)
 
     def build_processor(self) -> PaperUnetImageProcessor:
