@@ -188,7 +188,9 @@ class PaperTransformerEmbeddings(nn.Module):
                 "tokenizer(text, truncation=True)."
             )
         tokens = self.tokens(input_ids) * self.scale
-        positions = self.positions[past:end].to(tokens.dtype)  # a buffer stays in float32 when a model is loaded in less
+        positions = self.positions[past:end].to(
+            tokens.dtype
+        )  # a buffer stays in float32 when a model is loaded in less
         return dropout(tokens + positions, self.dropout_prob, self.training)
 
 

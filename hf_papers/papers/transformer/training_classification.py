@@ -20,14 +20,15 @@ from hf_papers.metrics.glue import measure
 from hf_papers.papers.bert.glue_data import LABEL, LabelReader, find_labels
 from hf_papers.papers.transformer.modeling_transformer import PaperTransformerForSequenceClassification
 from hf_papers.papers.transformer.pairs_transformer import encode, shorten
-from hf_papers.papers.transformer.start_transformer import HEAD, Start
 from hf_papers.papers.transformer.tokenization_transformer import check_vocabulary, load_tokenizer, train_tokenizer
 from hf_papers.papers.transformer.translating_transformer import batches_of
+from hf_papers.training.start import Start
 from hf_papers.training.task import Batch, Context, Task, Turn
 
 
 POOL_ROWS = 6_000  # texts that are sorted by length together
 EVALUATION_TOKENS = 4096
+HEAD = r"classifier\."
 
 
 def _option(default: Any, help: str) -> Any:
@@ -53,6 +54,11 @@ class ClassificationOptions:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
+    @property
+    def start(self) -> Start | None:
+        name = self.model_name_or_path
+        return Start(PaperTransformerForSequenceClassification, name) if name else None
+
 
 class ClassificationTask(Task):
     """Minimise the cross-entropy of each text's class."""
@@ -66,7 +72,7 @@ class ClassificationTask(Task):
     def __init__(self, recipe: Any) -> None:
         super().__init__(recipe)
         options, config = self.options, recipe.config
-        self.start = Start(options.model_name_or_path) if options.model_name_or_path else None
+        self.start = options.start
         self._frozen: nn.Module | None = None
         if options.max_tokens > config.max_position_embeddings:
             raise UserError(
@@ -79,9 +85,9 @@ class ClassificationTask(Task):
         cls, options: ClassificationOptions, given: dict[str, Any], known: Collection[str]
     ) -> dict[str, Any]:
         """What is given, over what the start decides. A run's recipe gives everything, so its start may be gone."""
-        if options.model_name_or_path is None or set(known) <= set(given):
+        if options.start is None or set(known) <= set(given):
             return given
-        return {**Start(options.model_name_or_path).options(known), **given}
+        return {**options.start.options(known), **given}
 
     # What is trained
 
@@ -108,7 +114,7 @@ class ClassificationTask(Task):
         if self.start is None:
             model = PaperTransformerForSequenceClassification(self.config)
         else:
-            model = self.start.load(PaperTransformerForSequenceClassification, self.config, fresh=HEAD)
+            model = self.start.load(self.config, fresh=HEAD)
         if self.options.freeze_encoder:
             self._frozen = model.transformer.requires_grad_(False)
         return model

@@ -19,15 +19,16 @@ from hf_papers.errors import UserError
 from hf_papers.metrics.bleu import corpus_bleu
 from hf_papers.papers.transformer.modeling_transformer import IGNORED, PaperTransformerForSeq2SeqLM
 from hf_papers.papers.transformer.pairs_transformer import COLUMNS, PairEncoder, PairTexts, encode, read_pairs
-from hf_papers.papers.transformer.start_transformer import Start
 from hf_papers.papers.transformer.tokenization_transformer import check_vocabulary, load_tokenizer, train_tokenizer
 from hf_papers.papers.transformer.translating_transformer import Search, Translator, batches_of
 from hf_papers.training.shadow import Shadow
+from hf_papers.training.start import Start
 from hf_papers.training.task import Batch, Context, Task, Turn
 
 
 POOL_ROWS = 20_000  # pairs that are sorted by length together
 EVALUATION_TOKENS = 4096
+NOTHING = r"(?!)"  # matches no name
 SHOWN = 6  # pairs of the test split whose translation stands in results.json
 
 
@@ -82,6 +83,10 @@ class TranslationOptions:
             raise UserError(f"length_penalty must lie between -10 and 10, not {self.length_penalty}.")
 
     @property
+    def start(self) -> Start | None:
+        return Start(PaperTransformerForSeq2SeqLM, self.model_name_or_path) if self.model_name_or_path else None
+
+    @property
     def files(self) -> dict[str, str]:
         """Split -> file of the user's own."""
         files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
@@ -103,7 +108,7 @@ class TranslationTask(Task):
         options, config = self.options, recipe.config
         self.best_metric = options.select_by
         self.greater_is_better = options.select_by != "loss"
-        self.start = Start(options.model_name_or_path) if options.model_name_or_path else None
+        self.start = options.start
         if options.max_tokens > config.max_position_embeddings:
             raise UserError(
                 f"--max_tokens {options.max_tokens} is more than the {config.max_position_embeddings} positions of the "
@@ -121,9 +126,9 @@ class TranslationTask(Task):
         cls, options: TranslationOptions, given: dict[str, Any], known: Collection[str]
     ) -> dict[str, Any]:
         """What is given, over what the start decides. A run's recipe gives everything, so its start may be gone."""
-        if options.model_name_or_path is None or set(known) <= set(given):
+        if options.start is None or set(known) <= set(given):
             return given
-        return {**Start(options.model_name_or_path).options(known), **given}
+        return {**options.start.options(known), **given}
 
     def open_source(self) -> Source | None:
         return FilesSource(self.data, self.options.files) if self.options.files else super().open_source()
@@ -134,7 +139,7 @@ class TranslationTask(Task):
         if self.start is None:
             model = PaperTransformerForSeq2SeqLM(self.recipe.config)
         else:
-            model = self.start.load(PaperTransformerForSeq2SeqLM, self.recipe.config)
+            model = self.start.load(self.recipe.config, fresh=NOTHING)
         # Whoever loads the model translates as it was tested.
         search = Search(self.options.num_beams, self.options.length_penalty)
         model.generation_config.update(**search.options())

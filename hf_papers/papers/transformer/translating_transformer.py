@@ -52,8 +52,8 @@ class EndInTime(LogitsProcessor):
         due = (self.limits <= input_ids.shape[1] + 1).to(scores.device)
         if not due.any():
             return scores
-        only = torch.full_like(scores[:1], -torch.inf)
-        only[:, self.eos] = 0
+        only = torch.full_like(scores, -torch.inf)
+        only[:, self.eos] = scores[:, self.eos]  # as likely as it is: what had to be cut is no better for it
         return torch.where(due.repeat_interleave(len(scores) // len(due))[:, None], only, scores)
 
 
