@@ -143,6 +143,7 @@ def training(name: str, sizes: dict[str, Any], tokens: int, longest: int, bf16: 
 def translating(name: str, sizes: dict[str, Any], rows: int, length: int, beams: int, repeats: int) -> dict[str, Any]:
     """Beam search of `length` tokens from sources as long, with and without the cache."""
     model = PaperTransformerForSeq2SeqLM(PaperTransformerConfig(**sizes)).eval()
+    model.generation_config.eos_token_id = None  # random weights might end a text early
     sources = torch.randint(4, model.config.vocab_size, (rows, length))
 
     def search(use_cache: bool) -> Callable[[], float]:
@@ -154,7 +155,6 @@ def translating(name: str, sizes: dict[str, Any], rows: int, length: int, beams:
                 num_beams=beams,
                 length_penalty=0.6,
                 use_cache=use_cache,
-                min_new_tokens=length,
                 max_new_tokens=length,
                 max_length=None,
             )
