@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from hf_papers.cli import main
 from hf_papers.errors import UserError
 from hf_papers.hub.checkpoints import load_strict
+from hf_papers.hub.export import export_int8
 from hf_papers.papers.transformer import PAPER
 from hf_papers.papers.transformer.configuration_transformer import PaperTransformerConfig
 from hf_papers.papers.transformer.figures_transformer import draw_figures, short_source
@@ -462,6 +463,13 @@ def test_many_texts_are_translated_as_each_alone(trained: Path):
         together = translator.translate_all(texts, search)
         assert together == [translator.translate_all([text], search)[0] for text in texts]
         assert together[1] == together[4] == "" and len(together) == 6
+
+
+def test_a_small_copy_reads_as_the_run_does(trained: Path, tmp_path: Path):
+    small = Translator.load(export_int8(trained, tmp_path / "small"))
+    text = "Thursday, October 3rd, 1979 — später"
+    assert small.read(text) == Translator.load(trained).read(text)
+    assert isinstance(small.translate_all([text], Search(2))[0], str)
 
 
 def test_one_text_is_read_with_notes(trained: Path):
