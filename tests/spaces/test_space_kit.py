@@ -420,3 +420,48 @@ def test_attention_is_drawn_row_by_row_and_names_are_escaped() -> None:
     assert "From word to word most: &lt;b&gt; → cat 100%" in drawn and "<b>" not in drawn and "A note." in drawn
     mean = load_app("bert").draw_attention(Attention(["[CLS]", "a", "cat", "[SEP]"], weights, []), 0, None)
     assert "Darkest: 50%" in mean
+
+
+# --------------------------------------------------------------------------------------------- dcgan
+
+
+def test_dcgan_studio_cuts_the_margin_and_sums_as_the_paper_does() -> None:
+    app, paper = load_app("dcgan"), find_paper("dcgan")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = paper.model_class(paper.config_class.from_preset("tiny")).eval()
+    for parameter in model.generator.parameters():
+        parameter.data.mul_(3.0)
+    studio = app.Studio(model, margin=2)
+    latents = studio.latents(4, app.CHOICE)
+    assert torch.equal(studio.draw(latents), model.decode(latents)[..., 2:-2, 2:-2])
+    means, around = studio.calculate(4, [[1, 2, 3], [4], [5, 6]])
+    result = latents[:3].mean(0) - latents[3] + latents[4:6].mean(0)
+    torch.testing.assert_close(around[4], studio.draw(result[None])[0])
+    torch.testing.assert_close(means[0], studio.draw(latents[:3].mean(0)[None])[0])
+    assert len(around) == 9 and not torch.allclose(around[0], around[4], atol=1e-4)
+
+    plus, minus, base = studio.suggestion(4)
+    brightness = studio.draw(latents).flatten(1).mean(1)
+    assert {*plus} == {*(brightness.argsort(descending=True)[:3] + 1).tolist()}
+    assert {*minus, *base} == {*(brightness.argsort()[:6] + 1).tolist()}
+    page = app.numbered(studio.draw(latents))
+    assert page.width > 500 and page.height > 300
+
+
+def test_dcgan_film_is_found_and_damage_is_named(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    app = load_app("dcgan")
+    monkeypatch.setenv("MODEL_ID", str(models["dcgan"]))
+    film = app.Film.find()
+    assert [film.title(number) for number in range(3)] == ["after 1 step", "after 40 steps", "the published model"]
+    with Image.open(film.gif) as gif:
+        assert gif.n_frames == 3 and gif.width == film.frame(0, 260).width
+    monkeypatch.setenv("MODEL_ID", str(tmp_path))
+    assert app.Film.find() is None
+    save_file({"images": torch.zeros(3)}, tmp_path / "film.safetensors")
+    with pytest.raises(UserError, match="is no film"):
+        app.Film.find()
