@@ -98,7 +98,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     from hf_papers import find_paper
 
-    chosen = {"vae": "tiny", "gan": "tiny", "dqn": "cartpole", "lenet": "paper", "dcgan": "tiny"}
+    chosen = {"vae": "tiny", "gan": "tiny", "dqn": "cartpole", "lenet": "paper"}
     framed = ("lenet",)  # whose processor puts a margin around pictures that are smaller than the model's
     folders = {}
     for key, preset in chosen.items():
@@ -114,18 +114,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             options = {} if key in framed else {"size": size}
             paper.image_processor_class(**options).save_pretrained(folder)
         folders[key] = folder
-    keep_film(folders["dcgan"])
     folders["bert"] = bert_checkpoints(tmp_path_factory.mktemp("bert-checkpoint"))
     return folders
-
-
-def keep_film(folder: Path) -> None:
-    """Three frames of noise as the film of a training, the last one of the published model."""
-    import torch
-    from safetensors.torch import save_file
-
-    images = torch.randint(0, 256, (3, 25, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    save_file({"images": images, "steps": torch.tensor([1, 40, -1])}, folder / "film.safetensors")
 
 
 BERT_TEXTS = [

@@ -25,7 +25,6 @@ ENDPOINTS = {
     "gan": {"/sample", "/walk", "/judge", "/nearest_real"},
     "dqn": {"/run_episode", "/map_survival"},
     "lenet": {"/classify", "/disturb"},
-    "dcgan": {"/sample", "/walk", "/choices", "/arithmetic", "/film_frame"},
     "bert": {"/fill_blanks", "/classify", "/judge_pair", "/attention", "/map_sentences"},
 }
 TABS = {
@@ -33,7 +32,6 @@ TABS = {
     "gan": {"Sample": "samples", "Walk": "strip", "Critic": "worst", "Copying?": "pairs"},
     "dqn": {"One episode": None, "Where it holds": None},
     "lenet": {"Layer by layer": "codes", "Disturb it": "moved"},
-    "dcgan": {"Sample": "samples", "Walk": "strip", "Arithmetic": "equation", "Film": "frame"},
     "bert": {"Fill in": None, "Sentiment": None, "Next?": None, "Attention": None, "Map": None},
 }
 
@@ -151,52 +149,6 @@ def test_gan_refuses_a_negative_seed_in_words(visit: Callable[..., Visit]) -> No
     set_number(page, "seed", "-1")
     assert "The seed must be a whole number from 0" in page.complaint()
     page.screenshot("gan-wrong-input")
-
-
-def test_dcgan_samples_walks_and_plays_its_film(visit: Callable[..., Visit]) -> None:
-    page = visit("dcgan")
-    first = page.picture("samples")
-    set_number(page, "seed", "5")
-    page.wait_for_change("samples", first)
-    assert "%" in page.page.locator("#sample-facts").inner_text()
-    page.screenshot("dcgan-sample")
-    page.open_tab("Walk")
-    here = page.picture("here")
-    set_slider(page, "position", 0.9)
-    page.wait_for_change("here", here)
-    page.screenshot("dcgan-walk")
-    page.open_tab("Film")
-    last = page.picture("frame")
-    assert page.picture("film").endswith(".gif")
-    page.page.locator("#moment").get_by_text("the published model").wait_for()
-    set_slider(page, "number", 1)
-    page.wait_for_change("frame", last)
-    page.page.locator("#moment").get_by_text("after 1 step").wait_for()
-    page.screenshot("dcgan-film")
-    assert page.foreign_requests() == [] and page.problems == []
-
-
-def test_dcgan_calculates_with_what_was_chosen(visit: Callable[..., Visit]) -> None:
-    page = visit("dcgan")
-    page.open_tab("Arithmetic")
-    page.picture("choices")
-    suggested = page.picture("equation")
-    assert page.page.locator("#term0 .token").count() == 3, "three images a term are chosen for the visitor"
-    page.screenshot("dcgan-arithmetic")
-    page.page.locator("#term0 .token-remove").first.click()
-    chosen = page.wait_for_change("equation", suggested)
-    set_number(page, "sum-seed", "9")
-    page.wait_for_change("equation", chosen)
-    page.page.wait_for_function("document.querySelectorAll('#term0 .token').length === 3")
-    assert page.foreign_requests() == [] and page.problems == []
-
-
-def test_dcgan_refuses_in_words(visit: Callable[..., Visit]) -> None:
-    page = visit("dcgan")
-    page.picture("samples")
-    set_number(page, "seed", "-1")
-    assert "The seed must be a whole number from 0" in page.complaint()
-    page.screenshot("dcgan-wrong-input")
 
 
 def test_dqn_plays_another_episode_after_a_shove(visit: Callable[..., Visit]) -> None:
@@ -352,24 +304,6 @@ def test_api_answers_and_refuses_in_words(serve: Callable[[str], Any]) -> None:
     assert episode == again
     with pytest.raises(AppError, match="whole number"):
         client.predict(0.0, 0.0, 0.0, -3, api_name="/run_episode")
-
-
-def test_dcgan_answers_calls_and_refuses_empty_terms(serve: Callable[[str], Any]) -> None:
-    from gradio_client import Client
-    from gradio_client.exceptions import AppError
-
-    client = Client(serve("dcgan").url, verbose=False)
-    _, *terms = client.predict(3, api_name="/choices")
-    assert [len(set(term)) for term in terms] == [3, 3, 3] and len({*terms[0], *terms[1], *terms[2]}) == 9
-    equation, around = client.predict(3, *terms, api_name="/arithmetic")
-    again, _ = client.predict(3, *terms, api_name="/arithmetic")
-    assert Path(equation).read_bytes() == Path(again).read_bytes() != Path(around).read_bytes()
-    with pytest.raises(AppError, match="needs between one and six images"):
-        client.predict(3, [], terms[1], terms[2], api_name="/arithmetic")
-    with pytest.raises(AppError, match="99.*not in the list of choices"):
-        client.predict(3, [99], terms[1], terms[2], api_name="/arithmetic")
-    with pytest.raises(AppError, match="greater than maximum value 3"):
-        client.predict(4, api_name="/film_frame")
 
 
 def test_bert_answers_calls_in_numbers(serve: Callable[[str], Any]) -> None:
