@@ -114,7 +114,8 @@ class TestDCGAN(SpaceTests):
         page = app.numbered(studio.draw(latents))
         assert page.width > 500 and page.height > 300
 
-    def test_film_is_found_and_damage_is_named(self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_film_is_found_and_damage_is_named(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         app = load_app("dcgan")
         monkeypatch.setenv("MODEL_ID", str(checkpoint))
@@ -127,5 +128,3 @@ class TestDCGAN(SpaceTests):
         save_file({"images": torch.zeros(3)}, tmp_path / "film.safetensors")
         with pytest.raises(UserError, match="is no film"):
             app.Film.find()
-        "dcgan": {"/sample", "/walk", "/choices", "/arithmetic", "/film_frame"},
-        "dcgan": {"Sample": "samples", "Walk": "strip", "Arithmetic": "equation", "Film": "frame"},
