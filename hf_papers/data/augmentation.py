@@ -55,8 +55,8 @@ class AugmentationOptions:
 class Augmentation:
     """Changes every image of a batch in its own random way.
 
-    `images` (B, C, H, W) floating-point; `masks` (B, H, W) or (B, 1, H, W) of any type get the same geometric change by
-    nearest neighbour, so that no class appears that was not there. Both keep their shapes and types.
+    `images` (B, C, H, W) floating-point; `masks` (B, H, W), or several layers (B, L, H, W), of any type get the same
+    geometric change by nearest neighbour, so that no class appears that was not there. Both keep their shapes and types.
     `generator`, on the images' device, makes a change that is the same every time, e.g. for a fixed test set.
     """
 

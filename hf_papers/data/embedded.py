@@ -108,3 +108,14 @@ def pydoc_topics() -> Splits:
         "test": names[9::10],
     }
     return {split: {"text": [topics[name] for name in chosen], "topic": chosen} for split, chosen in rows.items()}
+
+
+@register_embedded(
+    "cells", "64 made-up micrographs of touching cells under uneven light, 128x128 pixels, every cell drawn round"
+)
+def cells() -> Splits:
+    """`image`: PIL, mode L, 128x128; `mask`: PIL, mode L, 0 for the ground and another number for each cell. 40 for
+    training, 8 for validation, 16 for the test."""
+    from hf_papers.data.cells import load_cells
+
+    return load_cells()

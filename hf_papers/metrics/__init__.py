@@ -33,7 +33,22 @@ _HOMES = {
     "rulers": ("Reading", "Ruler", "open_ruler"),
     "neighbours": ("diversity_ratio", "mean_pairwise_distance", "nearest_neighbours"),
     "glue": ("GLUE_METRICS", "glue_metrics"),
-    "evaluate_metrics": ("GlueMetric", "ModeCoverageMetric", "ParzenLogLikelihoodMetric"),
+    "segmentation": (
+        "cells_of",
+        "dice",
+        "intersection_over_union",
+        "mean_over_classes",
+        "pixel_error",
+        "rand_error",
+        "warping_error",
+    ),
+    "evaluate_metrics": (
+        "CellErrorMetric",
+        "GlueMetric",
+        "MaskOverlapMetric",
+        "ModeCoverageMetric",
+        "ParzenLogLikelihoodMetric",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

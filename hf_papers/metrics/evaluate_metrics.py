@@ -16,6 +16,15 @@ import torch
 from hf_papers.metrics.glue import glue_metrics
 from hf_papers.metrics.modes import coverage_of_labels
 from hf_papers.metrics.parzen import log_spaced_sigmas, parzen_log_likelihood, parzen_window_evaluation
+from hf_papers.metrics.segmentation import (
+    cells_of,
+    dice,
+    intersection_over_union,
+    mean_over_classes,
+    pixel_error,
+    rand_error,
+    warping_error,
+)
 
 
 _GLUE_CITATION = """@inproceedings{wang2019glue, title={{GLUE}: A Multi-Task Benchmark and Analysis Platform for Natural
@@ -24,6 +33,15 @@ Bowman, Samuel R.}, booktitle={ICLR}, year={2019}}"""
 _GAN_CITATION = """@article{goodfellow2014generative, title={Generative Adversarial Networks}, author={Goodfellow, Ian J. and
 Pouget-Abadie, Jean and Mirza, Mehdi and Xu, Bing and Warde-Farley, David and Ozair, Sherjil and Courville, Aaron and
 Bengio, Yoshua}, journal={arXiv:1406.2661}, year={2014}}"""
+_UNET_CITATION = """@inproceedings{ronneberger2015unet, title={U-Net: Convolutional Networks for Biomedical Image
+Segmentation}, author={Ronneberger, Olaf and Fischer, Philipp and Brox, Thomas}, booktitle={MICCAI}, year={2015}}"""
+_CELLS_CITATION = """@article{arganda2015crowdsourcing, title={Crowdsourcing the creation of image segmentation
+algorithms for connectomics}, author={Arganda-Carreras, Ignacio and others}, journal={Frontiers in Neuroanatomy},
+year={2015}}"""
+# Images may differ in size, so a mask is a list of rows.
+_MASKS = datasets.Features(
+    {name: datasets.Sequence(datasets.Sequence(datasets.Value("int64"))) for name in ("predictions", "references")}
+)
 
 
 class GlueMetric(evaluate.Metric):
@@ -104,3 +122,50 @@ class ModeCoverageMetric(evaluate.Metric):
         real = np.asarray(real_labels)
         result = coverage_of_labels(np.asarray(predictions), real, np.unique(real))
         return {"modes_covered": result.modes_covered, "entropy": result.entropy, "kl": result.kl}
+
+
+class MaskOverlapMetric(evaluate.Metric):
+    """`compute(predictions=masks, references=masks)` -> Dice, IoU and pixel error, means of the images' own values."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Overlap of predicted and true masks: Dice and IoU over the classes but 0, and the pixel error.",
+            citation=_UNET_CITATION,
+            inputs_description="predictions, references: one (height, width) mask of class numbers for each image.",
+            features=_MASKS,
+        )
+
+    def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        pairs = [(np.asarray(mine), np.asarray(true)) for mine, true in zip(predictions, references, strict=True)]
+        classes = range(1, 1 + max((int(max(mine.max(), true.max())) for mine, true in pairs), default=0))
+        scores = {"dice": dice, "iou": intersection_over_union}
+        values = {
+            name: [mean_over_classes(measure, *pair, classes) for pair in pairs] for name, measure in scores.items()
+        }
+        values["pixel_error"] = [pixel_error(*pair) for pair in pairs]
+        return {name: _mean_of_numbers(numbers) for name, numbers in values.items()}
+
+
+class CellErrorMetric(evaluate.Metric):
+    """`compute(predictions=masks, references=masks)` -> Rand and warping error of masks of cells, means over images."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Whether the right cells come out: foreground-restricted Rand error and warping error of ISBI 2012.",
+            citation=_CELLS_CITATION,
+            inputs_description="predictions, references: one (height, width) mask for each image, 0 between cells, else 1.",
+            features=_MASKS,
+        )
+
+    def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        pairs = [(np.asarray(mine), np.asarray(true)) for mine, true in zip(predictions, references, strict=True)]
+        return {
+            "rand_error": _mean_of_numbers([rand_error(cells_of(mine), cells_of(true)) for mine, true in pairs]),
+            "warping_error": _mean_of_numbers([warping_error(mine, true) for mine, true in pairs]),
+        }
+
+
+def _mean_of_numbers(values: Sequence[float]) -> float:
+    """The mean of those that are defined; NaN when none is."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")

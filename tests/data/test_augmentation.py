@@ -167,3 +167,10 @@ def test_impossible_settings_and_wrong_inputs_are_refused():
         augmentation(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="do not belong"):
         augmentation(images(), torch.zeros(4, 12, 16))
+
+
+def test_several_layers_of_a_mask_move_together():
+    layers = torch.arange(2 * 12 * 17.0).reshape(1, 2, 12, 17).expand(4, -1, -1, -1)
+    _, moved = changed(images(), layers, rotation=30, elastic_std=2)
+    assert moved.shape == layers.shape and not torch.equal(moved, layers)
+    assert torch.equal(moved[:, 1], moved[:, 0] + 12 * 17)
