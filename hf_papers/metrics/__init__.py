@@ -20,6 +20,17 @@ _HOMES = {
         "parzen_window_evaluation",
     ),
     "modes": ("ModeCoverage", "fit_mode_classifier", "mode_coverage"),
+    "generative": (
+        "frechet_distance",
+        "frechet_pixels",
+        "frechet_pixels_of_mean",
+        "generative_metrics",
+        "inception_score",
+        "kernel_distance",
+        "ruler_modes",
+    ),
+    "linear_svm": ("LinearSvm", "SvmResult", "svm_evaluation"),
+    "rulers": ("Reading", "Ruler", "open_ruler"),
     "neighbours": ("diversity_ratio", "mean_pairwise_distance", "nearest_neighbours"),
     "glue": ("GLUE_METRICS", "glue_metrics"),
     "segmentation": (
