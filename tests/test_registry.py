@@ -28,7 +28,7 @@ FLOORS = {  # who may import whom, within hf_papers; a floor that is not named m
     "errors": set(),
     "registry": {"errors"},
     "data": {"errors", "registry", "data"},
-    "metrics": {"errors", "registry", "metrics"},
+    "metrics": {"errors", "registry", "metrics", "hub"},  # a feature network is a checkpoint
     "hub": {"errors", "registry", "hub"},
     "training": {"errors", "registry", "training", "data", "metrics", "hub"},
     "papers": {"errors", "registry", "papers", "training", "data", "metrics", "hub"},

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from hf_papers.errors import UserError
+from hf_papers.hub.cards import render_card
 from hf_papers.registry import find_paper, papers
 from hf_papers.reports import (
     aggregate,
@@ -119,6 +120,25 @@ def test_mean_and_sample_deviation_over_all_seeds(runs: list[Path]) -> None:
 def test_one_seed_has_no_spread(runs: list[Path]) -> None:
     elbo = aggregate(runs[:1])["metrics"]["test"]["negative_elbo"]
     assert elbo["std"] is None and format_metric(elbo) == "96.5"
+
+
+def test_what_the_task_says_is_carried_along_and_its_note_stands_beside_every_number(tmp_path: Path) -> None:
+    ruler = {"ruler": {"name": "lenet", "fingerprint": "aa"}, "note": "JPEG copies"}
+    runs = [make_run(tmp_path / f"seed{seed}", seed, 96.0) for seed in (0, 1)]
+    for run, task in zip(runs, (ruler, {**ruler, "ruler": {"name": "lenet", "fingerprint": "bb"}}), strict=True):
+        path = run / "results.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "task": task}))
+    assert "task" not in aggregate([make_run(tmp_path / "silent", 5, 96.0)])
+    one = aggregate(runs[:1])
+    assert one["task"] == ruler
+    both = aggregate(runs)["task"]
+    assert isinstance(both, str) and "'aa'" in both and "'bb'" in both, "two rulers must not pass for one"
+    paper = find_paper("vae")
+    rows = [
+        line for line in results_table(paper, {"mnist": ("card", one)}).splitlines() if line.startswith("| `mnist`")
+    ]
+    assert rows and all("(JPEG copies)" in row for row in rows if NOT_RUN not in row)
+    assert "ours, test (JPEG copies)" in render_card(paper, results=one)
 
 
 def test_a_mean_outside_the_band_is_said_to_be(tmp_path: Path) -> None:

@@ -287,8 +287,10 @@ def _results(paper: Paper, recipe: dict[str, Any], results: dict[str, Any]) -> s
     test, validation = scores_of(results), scores_of(results, "validation")
     names = [*expected, *(name for name in reference if name not in expected)]
     names += [name for name in test if name not in names]
+    task = results.get("task")
+    note = f" ({task['note']})" if isinstance(task, dict) and task.get("note") else ""
     rows = [
-        "| metric | paper | ours, test | ours, validation | a run must land in |",
+        f"| metric | paper | ours, test{note} | ours, validation{note} | a run must land in |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name in names:

@@ -30,7 +30,8 @@ def aggregate(runs: Iterable[Path | str]) -> dict[str, Any]:
     `paper`, `recipe` (its name), `seeds`, `runs` (per run: seed, metrics, wall_clock_s, steps), `metrics` (per split and
     metric: mean, std, values in the order of the seeds; std is the sample's, n - 1, and None for one seed), `expected`
     (the recipe's band with our mean and whether it lies within), `reference` (the published numbers that the recipe
-    names), `wall_clock_s` (mean per run), `hardware`, `versions`, `commit`, `command`.
+    names), `task` (what the task says of itself, where it does; as text where seeds differ in it), `wall_clock_s`
+    (mean per run), `hardware`, `versions`, `commit`, `command`.
 
     Raises `UserError` for runs that are unfinished, have the same seed twice, or come from different recipes.
     """
@@ -51,6 +52,7 @@ def aggregate(runs: Iterable[Path | str]) -> dict[str, Any]:
         "metrics": metrics,
         "expected": _judge(recipe.get("expected") or {}, metrics),
         "reference": recipe.get("reference") or {},
+        **({"task": _agreed(results, "task")} if any(result.get("task") for result in results) else {}),
         "wall_clock_s": statistics.fmean(result["wall_clock_s"] for result in results),
         "hardware": _agreed(results, "hardware"),
         "steps": _agreed(results, "steps"),

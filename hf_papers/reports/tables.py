@@ -112,7 +112,7 @@ def _recipe_rows(name: str, recipe: dict[str, Any], result: dict[str, Any] | Non
         rows.append(
             [
                 f"`{name}`",
-                metric.replace("_", " "),
+                metric.replace("_", " ") + (note_of(result) if summary else ""),
                 f"**{format_metric(summary)}**" if summary else NOT_RUN,
                 str(len(result["seeds"])) if result and summary else "",
                 _reference(recipe, metric),
@@ -135,7 +135,7 @@ def _paper_row(paper: Paper, results: dict[str, tuple[str, dict[str, Any]]], roo
         f"[{paper.title}](hf_papers/papers/{paper.key})",
         str(paper.year),
         f"{parameters:,}" if parameters else "",
-        metric.replace("_", " "),
+        metric.replace("_", " ") + (note_of(result) if summary else ""),
         _reference(recipe, metric),
         f"**{format_metric(summary)}** ({_count(result['seeds'])})" if result and summary else NOT_RUN,
         f"[{card}](model_cards/{card})" if card else "",
@@ -155,6 +155,12 @@ def _headline_recipe(paper: Paper, results: dict[str, Any]) -> str | None:
         return (name not in results, not recipe.get("reference"), name in ("embedded", "paper"), name)
 
     return min(recipes, key=rank, default=None)
+
+
+def note_of(results: dict[str, Any] | None) -> str:
+    """The words in brackets that a run wants beside each of its numbers, such as " (JPEG copies)"; mostly none."""
+    task = (results or {}).get("task")
+    return f" ({task['note']})" if isinstance(task, dict) and task.get("note") else ""
 
 
 def _reference(recipe: dict[str, Any], metric: str) -> str:

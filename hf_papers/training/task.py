@@ -83,7 +83,10 @@ class Task:
         return given
 
     def describe(self) -> dict[str, Any]:
-        """What results.json says of this training beside its numbers, in plain values."""
+        """What results.json says of this training beside its numbers, in plain values.
+
+        `note`, where there is one, is a few words without which no number may be quoted: tables and cards repeat them.
+        """
         return {}
 
     # What is trained

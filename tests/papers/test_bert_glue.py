@@ -21,7 +21,7 @@ from hf_papers.papers.bert.glue_data import balanced_rows
 from hf_papers.papers.bert.modeling_bert import PaperBertForPreTraining, PaperBertForSequenceClassification
 from hf_papers.studies.bert.glue_answers import answer_texts, write_answers, write_submission, write_tsv
 from hf_papers.studies.bert.glue_runs import execute, make_plan
-from hf_papers.studies.bert.glue_table import GlueScores, Try, pick, render_search, render_table
+from hf_papers.studies.bert.glue_table import GlueScores, Try, merge_records, pick, render_search, render_table
 from hf_papers.training.finish import evaluate_run, load_run, run_recipe
 from hf_papers.training.recipe import load_recipe, load_run_recipe
 from hf_papers.training.task import Context
@@ -435,6 +435,32 @@ def test_table() -> None:
     full = GlueScores("all", metrics)
     assert full.average == pytest.approx((8 * 50 + 95) / 9)
     assert "not run yet" not in render_table([full]) and "Mean of" not in render_table([full])
+
+
+def glue_record(task: str, implementation: str, value: float) -> dict:
+    start = {"kind": "converted", "name": "minilm", "architecture": "BertModel"}
+    metric = {GLUE[task].metrics[0]: {"mean": value, "std": 0.0, "values": [value, value]}}
+    entry = {
+        "start": start,
+        "seeds": [0, 1],
+        "metrics": metric,
+        "recipe": {"task": {"implementation": implementation}},
+    }
+    return {"tasks": {task: entry}}
+
+
+def test_records_of_one_network_share_a_row_and_transformers_own_has_another() -> None:
+    records = [
+        glue_record("cola", "ours", 0.3),
+        glue_record("mrpc", "transformers", 0.8),
+        glue_record("sst2", "ours", 0.9),
+    ]
+    ours, theirs = merge_records(records)
+    assert ours.label == "ours from converted minilm, mean of 2 seeds" and ours.columns == ["SST-2", "CoLA"]
+    assert theirs.label == "transformers' own from minilm, mean of 2 seeds" and theirs.columns == ["MRPC"]
+    assert theirs.values("MRPC") == [80.0, 80.0]
+    with pytest.raises(UserError, match="Two records hold CoLA"):
+        merge_records([*records, glue_record("cola", "ours", 0.4)])
 
 
 def test_search_picks_the_best_and_the_first_of_equals() -> None:

@@ -13,7 +13,7 @@ from hf_papers.cli import exit_by, parse_overrides, print_results
 from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_bert import EPOCHS, GLUE, LEARNING_RATES, find_glue
 from hf_papers.registry import register_all
-from hf_papers.studies.bert.glue_table import GlueScores, Try, pick, render_search, render_table
+from hf_papers.studies.bert.glue_table import GlueScores, Try, pick, render_search, render_table, row_label
 from hf_papers.training.arguments import TrainingArguments
 from hf_papers.training.interruption import Interrupted
 from hf_papers.training.launcher import inside_launcher, refuse_half_a_launch, relaunch
@@ -341,8 +341,9 @@ def write_summary(plan: Plan, metrics: dict[str | None, dict[str, list[float]]],
     """Write table.md and results.json of all that has run so far into the output folder."""
     from hf_papers.reports.aggregate import write_json
 
-    starts = [entry["start"] for entry in record["tasks"].values()]
-    row = GlueScores(row_label(starts[0], len(plan.seeds)), {task: values for task, values in metrics.items() if task})
+    start = next(iter(record["tasks"].values()))["start"]
+    label = row_label(start, plan.options.get("implementation", "ours"), len(plan.seeds))
+    row = GlueScores(label, {task: values for task, values in metrics.items() if task})
     parts = [render_table([row])]
     for task, entry in record["tasks"].items():
         if entry["tries"] and task in GLUE:
@@ -351,16 +352,6 @@ def write_summary(plan: Plan, metrics: dict[str | None, dict[str, list[float]]],
     record |= {"label": row.label, "average": row.average}
     (plan.output_dir / "table.md").write_text("\n".join(parts), encoding="utf-8")
     write_json(record, plan.output_dir / "results.json")
-
-
-def row_label(start: dict[str, str], seeds: int) -> str:
-    """A row's name: whose weights it started from."""
-    origin = {
-        "random": "random weights",
-        "ours": f"our {start.get('architecture', '')} {start.get('name', '')}",
-        "converted": f"converted {start.get('name', '')}",
-    }[start["kind"]]
-    return f"ours from {origin}" + (f", mean of {seeds} seeds" if seeds > 1 else "")
 
 
 def is_first() -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_papers.errors import UserError
 from hf_papers.papers.bert.glue_bert import GLUE, TABLE_1, TABLE_1_AVERAGE, TABLE_COLUMNS
 
 
@@ -97,6 +98,32 @@ def _cell(values: list[float] | None) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def merge_records(records: Iterable[dict[str, Any]]) -> list[GlueScores]:
+    """Results.json files of run_glue.py -> a row for each network and start, whichever files its tasks came from."""
+    rows: dict[str, GlueScores] = {}
+    for record in records:
+        for task, entry in record["tasks"].items():
+            label = row_label(entry["start"], entry["recipe"]["task"]["implementation"], len(entry["seeds"]))
+            row = rows.setdefault(label, GlueScores(label))
+            if task in row.metrics:
+                raise UserError(
+                    f"Two records hold {GLUE[task].title} for '{label}': keep the one that is to be shown."
+                )
+            row.metrics[task] = {name: summary["values"] for name, summary in entry["metrics"].items()}
+    return list(rows.values())
+
+
+def row_label(start: dict[str, str], implementation: str, seeds: int) -> str:
+    """A row's name: whose code ran, and whose weights it started from."""
+    origin = {
+        "random": "random weights",
+        "ours": f"our {start.get('architecture', '')} {start.get('name', '').removeprefix('runs/')}",
+        "converted": f"converted {start.get('name', '')}" if implementation == "ours" else start.get("name", ""),
+    }[start["kind"]]
+    whose = "ours" if implementation == "ours" else "transformers' own"
+    return f"{whose} from {origin}" + (f", mean of {seeds} seeds" if seeds > 1 else "")
 
 
 @dataclass(frozen=True)

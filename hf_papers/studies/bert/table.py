@@ -1,4 +1,4 @@
-"""The studies' rows in the paper's README, written from their results.json files and never by hand."""
+"""GLUE's table and the studies' rows in the paper's README, written from their results.json files and never by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from hf_papers.errors import UserError
 from hf_papers.reports.aggregate import describe_device, format_metric
 from hf_papers.reports.tables import NOT_RUN, fill_block
+from hf_papers.studies.bert.glue_table import merge_records, render_table
 
 
 def studies_table(root: Path, names: tuple[str, ...]) -> str:
@@ -46,7 +47,14 @@ def read_records(root: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
+def glue_table(root: Path) -> str:
+    """The paper's table 1 with a row for everything under model_cards/bert-glue."""
+    paths = sorted((root / "model_cards" / "bert-glue").glob("*/results.json"))
+    return render_table(merge_records(json.loads(path.read_text(encoding="utf-8")) for path in paths)).rstrip()
+
+
 def fill_readme(root: Path, names: tuple[str, ...]) -> tuple[Path, str]:
     """The paper's README and its text with fresh rows. Writes nothing."""
     path = root / "hf_papers" / "papers" / "bert" / "README.md"
-    return path, fill_block(path.read_text(encoding="utf-8"), "studies", studies_table(root, names), str(path))
+    text = fill_block(path.read_text(encoding="utf-8"), "glue", glue_table(root), str(path))
+    return path, fill_block(text, "studies", studies_table(root, names), str(path))
