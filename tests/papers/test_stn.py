@@ -24,7 +24,6 @@ from hf_papers.errors import UserError
 from hf_papers.papers.stn import PAPER, modeling_stn
 from hf_papers.papers.stn.configuration_stn import PaperStnConfig
 from hf_papers.papers.stn.distortions_stn import Dice, Distortion, homography, rotation
-from hf_papers.papers.stn.figures_stn import outline
 from hf_papers.papers.stn.image_processing_stn import PaperStnImageProcessor
 from hf_papers.papers.stn.modeling_stn import (
     PaperStnForImageClassification,
@@ -35,6 +34,7 @@ from hf_papers.papers.stn.modeling_stn import (
     sample_bilinear,
     spline_matrix,
 )
+from hf_papers.papers.stn.pictures_stn import as_picture, outline
 from hf_papers.training.recipe import load_recipe
 from hf_papers.training.run import Run
 from hf_papers.training.task import Context
@@ -668,6 +668,15 @@ def test_the_outline_of_an_untouched_grid_is_the_border_of_the_image(align_corne
     border = outline(grid, 20, align_corners)
     assert border.min().item() == pytest.approx(0) and border.max().item() == pytest.approx(19)
     torch.testing.assert_close(border[:, 0], border[:, -1])
+
+
+def test_two_channels_are_shown_in_two_inks():
+    image = torch.zeros(2, 3, 3)
+    image[0, 0, 0] = image[1, 2, 2] = 1.0
+    picture = as_picture(image)
+    assert picture.shape == (3, 3, 3) and (picture[1, 1] == 0).all()
+    assert picture[0, 0].argmax() == 0 and picture[2, 2].argmax() == 2
+    assert as_picture(image[:1]).shape == (3, 3)
 
 
 # ----------------------------------------------------------------------------------------------------- README and Hub

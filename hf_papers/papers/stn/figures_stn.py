@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_papers.papers.stn.modeling_stn import PaperStnForImageClassification
+from hf_papers.papers.stn.pictures_stn import as_picture, outline
 from hf_papers.training.task import Batch
 
 
@@ -52,23 +53,6 @@ def draw_figures(
     averages = draw_averages(torch.cat(images), torch.cat(views), torch.cat(labels), names, folder)
     files["The average image of each class, and the average of what the transformer makes of it"] = averages
     return files
-
-
-def outline(grid: torch.Tensor, size: int, align_corners: bool) -> torch.Tensor:
-    """The border of where a transformer reads, in pixels of the image: (2, h, w) -> (2, points), closed."""
-    top, right, bottom, left = grid[:, 0], grid[:, :, -1], grid[:, -1].flip(-1), grid[:, :, 0].flip(-1)
-    border = torch.cat([top, right, bottom, left, top[:, :1]], -1)
-    return (border + 1) / 2 * (size - 1) if align_corners else ((border + 1) * size - 1) / 2
-
-
-def as_picture(image: torch.Tensor) -> torch.Tensor:
-    """(C, h, w) in [0, 1] as (h, w) or (h, w, 3): two channels are shown in orange and blue on black."""
-    if len(image) == 1:
-        return image[0].clamp(0, 1)
-    if len(image) == 2:
-        inks = torch.tensor([[1.0, 0.55, 0.1], [0.25, 0.6, 1.0]])
-        return torch.einsum("chw,cr->hwr", image, inks).clamp(0, 1)
-    return image[:3].permute(1, 2, 0).clamp(0, 1)
 
 
 def draw_inputs(images: torch.Tensor, answers: list[str], folder: Path) -> Path:
@@ -130,4 +114,4 @@ def _show(panel: Axes, picture: torch.Tensor, title: str | None) -> None:
         panel.set_title(title, fontsize=9)
 
 
-__all__ = ["as_picture", "draw_figures", "outline"]
+__all__ = ["draw_figures"]
