@@ -2,9 +2,9 @@
 
     python scripts/benchmarks/stn_speed.py --output results.json
 
-Both read the same images at the same places, each from its own layout of them: ours has x and y in planes (B, 2, h, w), torch's
-side by side (B, h, w, 2). In front of a network only the places take a gradient; behind a convolution the input does too. Times
-are of the processor, medians over repetitions, and the ratio is the median of the repetitions' own ratios.
+Both read the same images at the same places, each from its own layout of them: ours has x and y in planes (B, 2, h, w),
+torch's side by side (B, h, w, 2). In front of a network only the places take a gradient; behind a convolution the input does
+too. Times are of the processor, medians over repetitions, and the ratio is the median of the repetitions' own ratios.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def places(batch: int, side: int) -> torch.Tensor:
     return grid.permute(0, 3, 1, 2).contiguous()
 
 
-def step_of(sampler: Callable, images: torch.Tensor, grid: torch.Tensor, gradient: torch.Tensor) -> Callable[[], float]:
+def step_of(
+    sampler: Callable, images: torch.Tensor, grid: torch.Tensor, gradient: torch.Tensor
+) -> Callable[[], float]:
     """A function that samples and propagates back once, and returns its seconds of processor time."""
 
     def step() -> float:
@@ -84,11 +86,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file to write the result to, as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"what": "bilinear sampling, forward and backward, CPU time, ours / torch's", "shapes": {}}
+    result: dict[str, Any] = {
+        "what": "bilinear sampling, forward and backward, CPU time, ours / torch's",
+        "shapes": {},
+    }
     for name, shape in SHAPES.items():
         result["shapes"][name] = measured = measure(shape, options.repeats)
         times = measured["milliseconds"]
-        print(f"{name:<58} {times['hf_papers']:7.2f} ms, torch {times['torch']:7.2f} ms: {measured['ratio']:.2f} times", flush=True)
+        print(
+            f"{name:<58} {times['hf_papers']:7.2f} ms, torch {times['torch']:7.2f} ms: {measured['ratio']:.2f} times",
+            flush=True,
+        )
     result["worst_ratio"] = max(measured["ratio"] for measured in result["shapes"].values())
     result["hardware"] = describe_hardware(torch.device("cpu"), 1)
     result["versions"] = installed_versions()

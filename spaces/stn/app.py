@@ -58,7 +58,8 @@ FIRST_EXAMPLE = 7
 
 
 def compose(digit: torch.Tensor, size: int, angle: float, scale: float, shifts: torch.Tensor) -> torch.Tensor:
-    """A digit (1, 1, d, d) turned clockwise by degrees, enlarged, in black images, shifted by pixels: (n, 2) -> (n, 1, S, S)."""
+    """A digit (1, 1, d, d) turned clockwise by degrees and enlarged, in black images, shifted by pixels (n, 2) from their
+    middle -> (n, 1, S, S)."""
     turn = math.radians(angle)
     # From places in the new image to places in the digit: undo each change, the last one first.
     matrix = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]) / scale
@@ -82,7 +83,9 @@ def add_clutter(images: torch.Tensor, donors: torch.Tensor, patch: int, count: i
 @cache
 def other_digits(side: int) -> torch.Tensor:
     """Fifty digits that clutter is cut out of, (50, side, side)."""
-    digits = [np.asarray(to_digit(example_digit(label, 20 + number), side)) for label in range(10) for number in range(5)]
+    digits = [
+        np.asarray(to_digit(example_digit(label, 20 + number), side)) for label in range(10) for number in range(5)
+    ]
     return torch.from_numpy(np.stack(digits)).float() / 255
 
 
@@ -97,7 +100,12 @@ def with_box(image: torch.Tensor, grids: torch.Tensor, align_corners: bool, widt
     pen = ImageDraw.Draw(frame)
     for grid in grids:
         border = (outline(grid, size, align_corners) + 0.5 + margin) * scale
-        pen.line([tuple(point) for point in border.clamp(-4 * width, 4 * width).T.tolist()], fill=BOX, width=4, joint="curve")
+        pen.line(
+            [tuple(point) for point in border.clamp(-4 * width, 4 * width).T.tolist()],
+            fill=BOX,
+            width=4,
+            joint="curve",
+        )
     return frame
 
 
@@ -133,8 +141,8 @@ def load_networks() -> tuple[PreTrainedModel, PreTrainedModel | None]:
     model = load_model("stn", CHECKPOINT)
     if model.config.transformer == "none" or model.config.num_channels != 1:
         raise UserError(
-            "This page shows networks with a transformer that look at one grey image, and the checkpoint is of another kind: "
-            f"transformer '{model.config.transformer}', num_channels {model.config.num_channels}."
+            "This page shows networks with a transformer that look at one grey image, and the checkpoint is of another "
+            f"kind: transformer '{model.config.transformer}', num_channels {model.config.num_channels}."
         )
     source = checkpoint_source(PLAIN, PLAIN_VARIABLE)
     if source == str(PLAIN) and not (PLAIN / "config.json").is_file():
@@ -143,8 +151,8 @@ def load_networks() -> tuple[PreTrainedModel, PreTrainedModel | None]:
     for name in ("image_size", "num_channels", "num_labels"):
         if getattr(plain.config, name) != getattr(model.config, name):
             raise UserError(
-                f"The two networks cannot be compared: {name} is {getattr(model.config, name)} in the one with a transformer and "
-                f"{getattr(plain.config, name)} in the other ({source}). Name another one by {PLAIN_VARIABLE}."
+                f"The two networks cannot be compared: {name} is {getattr(model.config, name)} in the one with a "
+                f"transformer and {getattr(plain.config, name)} in the other ({source}): name another by {PLAIN_VARIABLE}."
             )
     return model, plain
 
@@ -160,7 +168,9 @@ def build() -> gr.Blocks:
         """The digit on the pad, (1, 1, d, d)."""
         image = decode_drawing(drawing)
         if image is None:
-            raise UserError("There is no digit in the picture: draw one with the brush, or upload a clear picture of one.")
+            raise UserError(
+                "There is no digit in the picture: draw one with the brush, or upload a clear picture of one."
+            )
         return torch.from_numpy(np.asarray(to_digit(image, side), dtype=np.float32))[None, None] / 255
 
     def answer(logits: torch.Tensor) -> str:
@@ -173,7 +183,10 @@ def build() -> gr.Blocks:
     ) -> tuple[Image.Image, Image.Image, str, str, str]:
         """The image with the box that the transformer looks at, what it sees there, that in numbers, and both answers."""
         angle, scale = bounded(angle, "The angle", -180, 180), bounded(scale, "The size", 0.5, 1.5)
-        shift = [bounded(right, "The shift to the right", -reach, reach), bounded(down, "The shift down", -reach, reach)]
+        shift = [
+            bounded(right, "The shift to the right", -reach, reach),
+            bounded(down, "The shift down", -reach, reach),
+        ]
         clutter = whole_number(clutter, "The number of pieces", 0, MOST_CLUTTER)
         seed = whole_number(seed, "The seed", 0, 2**31 - 1)
         images = compose(read(drawing), size, angle, scale, torch.tensor([shift]))
@@ -221,8 +234,8 @@ def build() -> gr.Blocks:
         header(
             "stn",
             "Watch where a network looks",
-            "Before it reads the digit, this network chooses a box in the picture, and straightens and enlarges what lies in it. "
-            "Nobody told it where to look: it found out because what it sees there is easier to read.",
+            "Before it reads the digit, this network chooses a box in the picture, and straightens and enlarges what lies "
+            "in it. Nobody told it where to look: it found out because what it sees there is easier to read.",
         )
         caption("Draw a digit here, or upload a picture of one")
         with gr.Row():
@@ -235,7 +248,9 @@ def build() -> gr.Blocks:
             with gr.Column(scale=5, min_width=280):
                 angle = gr.Slider(-90, 90, 0, step=1, label="Turn, degrees clockwise", elem_id="angle")
                 scale = gr.Slider(0.5, 1.5, 1, step=0.01, label="Size", elem_id="scale")
-                right = gr.Slider(-reach, reach, round(size / 6), step=0.5, label="Shift right, pixels", elem_id="right")
+                right = gr.Slider(
+                    -reach, reach, round(size / 6), step=0.5, label="Shift right, pixels", elem_id="right"
+                )
                 down = gr.Slider(-reach, reach, -round(size / 6), step=0.5, label="Shift down, pixels", elem_id="down")
                 clutter = gr.Slider(
                     0, MOST_CLUTTER, 6, step=1, label="Clutter, pieces of other digits", elem_id="clutter"
@@ -255,9 +270,8 @@ def build() -> gr.Blocks:
                         caption(f"Its answer ({count_parameters(model):,} weights)")
                         bars = gr.HTML(elem_id="answer")
                     with gr.Column(min_width=280, visible=plain is not None):
-                        caption(
-                            f"A network without a transformer ({count_parameters(plain):,} weights)" if plain is not None else ""
-                        )
+                        weights = f" ({count_parameters(plain):,} weights)" if plain is not None else ""
+                        caption(f"A network without a transformer{weights}")
                         plain_bars = gr.HTML(elem_id="plain-answer")
             with gr.Tab("Follow it") as following:
                 hint(

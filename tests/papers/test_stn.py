@@ -47,8 +47,8 @@ TRANSFORMERS = ("affine", "projective", "tps")
 
 
 class Case(ModelCase):
-    """The common suite, told how the weights start, and what follows from it: behind a layer of zeros nothing gets a gradient
-    before that layer has taken its first step."""
+    """The common suite, told how the weights start, and what follows from it: behind a layer of zeros nothing gets a
+    gradient before that layer has taken its first step."""
 
     without_gradient = ("transformers.*.localization.convolutions.*", "transformers.*.localization.hidden.*")
 
@@ -184,10 +184,13 @@ def generator(kind: str, size: int = 7, **options: Any) -> PaperStnGridGenerator
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_the_affine_grid_agrees_with_torchs(align_corners: bool):
-    theta = numbers(3, 6) * 2 - 1
+    theta = (numbers(3, 6) * 2 - 1).requires_grad_()
     ours = generator("affine", align_corners=align_corners)(theta)
-    theirs = F.affine_grid(theta.view(3, 2, 3), (3, 1, 7, 7), align_corners=align_corners)
-    torch.testing.assert_close(ours, theirs.permute(0, 3, 1, 2), rtol=0, atol=1e-6)
+    theirs = F.affine_grid(theta.view(3, 2, 3), (3, 1, 7, 7), align_corners=align_corners).permute(0, 3, 1, 2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    upstream = numbers(*ours.shape, seed=4)
+    gradients = [torch.autograd.grad(grid, theta, upstream)[0] for grid in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)
@@ -204,7 +207,9 @@ def test_a_projective_grid_is_a_homography():
     found = generator("projective")(theta)[0].flatten(1).T
     for (x, y), source in zip(regular_grid(7, False).T.tolist(), found.tolist(), strict=True):
         depth = 0.25 * x - 0.15 * y + 1
-        assert source == pytest.approx([(1.1 * x + 0.2 * y - 0.1) / depth, (0.05 * x + 0.9 * y + 0.3) / depth], abs=1e-6)
+        assert source == pytest.approx(
+            [(1.1 * x + 0.2 * y - 0.1) / depth, (0.05 * x + 0.9 * y + 0.3) / depth], abs=1e-6
+        )
     flat = torch.cat([theta[:, :6], torch.zeros(1, 2, dtype=torch.double)], 1)
     torch.testing.assert_close(generator("projective")(flat), generator("affine")(theta[:, :6]))
 
@@ -247,7 +252,9 @@ def test_networks_that_are_compared_have_the_same_budget():
     assert max(counts.values()) / min(counts.values()) < 1.02
 
 
-@pytest.mark.parametrize(("first", "second"), [("rts-cnn", "rts-st-cnn"), ("cluttered-cnn", "cluttered-st-cnn")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("rts-cnn", "rts-st-cnn"), ("cluttered-cnn", "cluttered-st-cnn"), ("fcn", "st-fcn")]
+)
 def test_recipes_that_are_compared_have_the_same_budget(first: str, second: str):
     counts = [parameters(PaperStnForImageClassification(load_recipe("stn", name).config)) for name in (first, second)]
     assert max(counts) / min(counts) < 1.02
@@ -331,7 +338,9 @@ def test_forward_and_gradients_agree_with_a_network_of_torchs_own_parts():
         loss.backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     for name, ours in gradients[0].items():
-        torch.testing.assert_close(ours, gradients[1][name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            ours, gradients[1][name], rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -362,14 +371,16 @@ def test_images_of_another_shape_are_refused_in_words():
 
 
 class TestGroundIsZero:
-    """pytorch/tutorials#1117: images were normalised and then sampled with zero padding. What lay outside was grey, a class of
-    pixel of its own, and the transformer learnt to zoom out until everything collapsed."""
+    """pytorch/tutorials#1117: images were normalised and then sampled with zero padding. What lay outside was grey, a class
+    of pixel of its own, and the transformer learnt to zoom out until everything collapsed."""
 
     def test_what_lies_outside_looks_like_the_ground_inside(self):
         black = PaperStnImageProcessor(size={"height": 28, "width": 28})(Image.new("L", (28, 28)), return_tensors="pt")
         model = build("tiny")
         with torch.no_grad():
-            model.transformers[0].localization.regression.bias.copy_(torch.tensor([2.0, 0, 0, 0, 2.0, 0]))  # zoomed out
+            model.transformers[0].localization.regression.bias.copy_(
+                torch.tensor([2.0, 0, 0, 0, 2.0, 0])
+            )  # zoomed out
         seen = model(black["pixel_values"]).transformed
         assert (seen == black["pixel_values"].flatten()[0]).all(), "a frame has appeared around the image"
 
@@ -648,9 +659,13 @@ def test_options_that_do_not_go_together_are_refused_in_words(tmp_path: Path, op
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"transformer": "tps", "num_transformers": 2, "num_channels": 2, "distortion": "addition"}, {"transformer": "none", "downsampling": 1}],
+    [
+        {},
+        {"transformer": "tps", "num_transformers": 2, "num_channels": 2, "distortion": "addition"},
+        {"transformer": "none", "downsampling": 1},
+    ],
     ids=["affine", "addition", "baseline"],
-)  # fmt: skip
+)
 def test_figures_are_drawn(tmp_path: Path, options: dict):
     task = task_of(tmp_path, **options)
     with torch.no_grad():

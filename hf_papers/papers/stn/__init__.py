@@ -9,7 +9,7 @@ PAPER = Paper(
     authors="Max Jaderberg, Karen Simonyan, Andrew Zisserman, Koray Kavukcuoglu",
     year=2015,
     arxiv="1506.02025",
-    summary="A network learns where to look: it turns, shifts and enlarges its own input before it classifies what is there.",
+    summary="A network learns where to look: it turns, shifts and enlarges its own input before it classifies it.",
     config="configuration_stn:PaperStnConfig",
     models={"AutoModelForImageClassification": "modeling_stn:PaperStnForImageClassification"},
     image_processor="image_processing_stn:PaperStnImageProcessor",
@@ -21,6 +21,7 @@ PAPER = Paper(
         "cluttered-fcn": 397_943,
         "addition": 398_426,
     },
+    headline="cluttered-st-cnn",
     pipeline_tag="image-classification",
     tags=("spatial-transformer", "image-classification", "attention", "mnist"),
 )

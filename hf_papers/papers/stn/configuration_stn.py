@@ -91,7 +91,13 @@ class PaperStnConfig(PreTrainedConfig):
         "addition": {**_fcn, "image_size": 42, "num_channels": 2, "num_transformers": 2, "hidden_sizes": (90, 90)},
         "tiny": _tiny,
         "tiny-tps": {**_tiny, "transformer": "tps", "num_transformers": 2, "num_channels": 2},
-        "tiny-projective": {**_tiny, **_fcn, "transformer": "projective", "localization_sizes": (8, 8), "output_size": 12},
+        "tiny-projective": {
+            **_tiny,
+            **_fcn,
+            "transformer": "projective",
+            "localization_sizes": (8, 8),
+            "output_size": 12,
+        },
         "tiny-cnn": {**_tiny, **_baseline},
     }
 

@@ -23,11 +23,11 @@ FAR = 1e4  # a source far outside of any digit
 class Distortion:
     """Digits (B, 1, d, d) in [0, 1] and their labels (B,) -> images (B, C, size, size) and labels (B,).
 
-    "rotated" (R): by up to 90 degrees either way. "rts": by up to 45 degrees, scaled by 0.7 to 1.2, anywhere in the image.
-    "projective" (P): scaled by 0.75 to 1, each corner pulled by N(0, 5) pixels. "elastic" (E): scaled by 0.75 to 1, 16 points
-    of a thin-plate spline pulled by N(0, 1.5) pixels. "cluttered" (TC): anywhere in the image, among `patches` squares of
-    `patch_size` pixels out of other digits. "addition": two digits in two channels, each distorted as in "rts"; the label is
-    their sum.
+    "rotated" (R): by up to 90 degrees either way. "rts": by up to 45 degrees, scaled by 0.7 to 1.2, anywhere in the
+    image. "projective" (P): scaled by 0.75 to 1, each corner pulled by N(0, 5) pixels. "elastic" (E): scaled by 0.75 to
+    1, 16 points of a thin-plate spline pulled by N(0, 1.5) pixels. "cluttered" (TC): anywhere in the image, among
+    `patches` squares of `patch_size` pixels out of other digits. "addition": two digits in two channels, each distorted
+    as in "rts"; the label is their sum.
     """
 
     def __init__(self, kind: Kind, size: int, patches: int = 6, patch_size: int = 8) -> None:
@@ -69,7 +69,9 @@ class Distortion:
         pulled = corners * draw.uniform(0.75, 1)[:, None, None] + 5 * unit * draw.normal(4, 2)
         matrices = homography(pulled, corners)  # (B, 3, 3), from places in the image to places in the digit
         pixels = self._pixels(digits)
-        places = torch.cat([pixels, torch.ones_like(pixels[:, :1])], -1) @ matrices.mT  # (P, 3) @ (B, 3, 3) -> (B, P, 3)
+        places = (
+            torch.cat([pixels, torch.ones_like(pixels[:, :1])], -1) @ matrices.mT
+        )  # (P, 3) @ (B, 3, 3) -> (B, P, 3)
         depth = places[..., 2:]
         # Behind the horizon there is nothing to see.
         return self._read(digits, torch.where(depth > 1e-3, places[..., :2] / depth.clamp_min(1e-3), FAR))

@@ -101,7 +101,9 @@ def draw_averages(
     for column, label in enumerate(classes):
         for row, pictures in enumerate((images, views)):
             mean = pictures[labels == label].mean(0).mean(0, keepdim=True)
-            _show(panels[row][column], as_picture(mean / mean.max().clamp_min(1e-6)), names[label] if row == 0 else None)
+            _show(
+                panels[row][column], as_picture(mean / mean.max().clamp_min(1e-6)), names[label] if row == 0 else None
+            )
     path = folder / "averages.png"
     figure.savefig(path, dpi=110)
     return path

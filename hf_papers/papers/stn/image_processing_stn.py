@@ -39,7 +39,9 @@ class PaperStnImageProcessor(PilBackend):
         if num_channels not in (1, 2, 3):
             raise ValueError(f"num_channels is 1 (grey), 2 (pairs) or 3 (colour), not {num_channels}.")
         if do_normalize:
-            raise ValueError("do_normalize has to stay off: the ground of the images must be 0, as it is outside of them.")
+            raise ValueError(
+                "do_normalize has to stay off: the ground of the images must be 0, as it is outside of them."
+            )
         super()._validate_preprocess_kwargs(do_normalize=do_normalize, **kwargs)
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3):

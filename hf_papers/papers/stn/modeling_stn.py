@@ -6,8 +6,9 @@ A spatial transformer is a layer that decides where in its input to look, and re
     (x_s, y_s) = T_theta(G)   a grid generator says for each output pixel where in the input it comes from  (section 3.2)
     V = sum U k(...)          a sampler reads the input there, between pixels too                           (section 3.3)
 
-All three can be differentiated, so the localisation network learns from the loss of whatever comes behind it: nobody tells it
-where the object is. Coordinates run from -1 to 1 over the input and over the output alike, x to the right and y downwards.
+All three can be differentiated, so the localisation network learns from the loss of whatever comes behind it: nobody
+tells it where the object is. Coordinates run from -1 to 1 over the input and over the output alike, x to the right and y
+downwards.
 
 Shapes: B images, C channels, H x W input pixels, h x w output pixels, P = h w, T transformers side by side.
 """
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_stn import PaperStnConfig
 
@@ -59,11 +61,13 @@ class BilinearSampling(torch.autograd.Function):
 
         V_i = sum_nm U_nm max(0, 1 - |x_i - m|) max(0, 1 - |y_i - n|)
 
-    Only the four pixels around (x_i, y_i) count. With (m, n) the upper left one of them and (dx, dy) the rest, V_i is read off
-    three straight lines: one along the upper two pixels, one along the lower two, and one down from the first to the second.
+    Only the four pixels around (x_i, y_i) count. With (m, n) the upper left one of them and (dx, dy) the rest, V_i is read
+    off three straight lines: one along the upper two pixels, one along the lower two, and one down from the first to the
+    second.
 
-    padded: (B, C, H + 4, W + 4), the input with a margin of ground. positions: (B, 2, P), x and y from -1 to 1. scale, shift:
-    (x, y), which bring positions to pixels of `padded`. Most operations work in place: they cost as much as their memory.
+    padded: (B, C, H + 4, W + 4), the input with a margin of ground. positions: (B, 2, P), x and y from -1 to 1. scale,
+    shift: (x, y), which bring positions to pixels of `padded`. Most operations work in place: they cost as much as their
+    memory.
     """
 
     @staticmethod
@@ -119,8 +123,8 @@ class BilinearSampling(torch.autograd.Function):
 def sample_bilinear(images: torch.Tensor, grids: torch.Tensor, align_corners: bool = False) -> torch.Tensor:
     """Images (B, C, H, W) read at `grids` (B, 2, h, w), x and y from -1 to 1 -> (B, C, h, w).
 
-    Outside of an image there is nothing: no pixel is near, and the sum of eq. 5 is 0. align_corners: -1 and 1 are the middles
-    of the outermost pixels instead of their outer edges.
+    Outside of an image there is nothing: no pixel is near, and the sum of eq. 5 is 0. align_corners: -1 and 1 are the
+    middles of the outermost pixels instead of their outer edges.
     """
     height, width = images.shape[-2:]
     reach = tuple((size - 1) / 2 if align_corners else size / 2 for size in (width, height))
@@ -271,7 +275,7 @@ class PaperStnRegression(nn.Linear):
     """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(features.device.type, enabled=False):
+        with maybe_autocast(features.device.type, enabled=False):
             return F.linear(at_least_float32(features), at_least_float32(self.weight), at_least_float32(self.bias))
 
 
@@ -286,7 +290,7 @@ class PaperStnTransformer(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         theta = self.localization(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with maybe_autocast(images.device.type, enabled=False):
             grids = self.grid_generator(theta)
             return sample_bilinear(images, grids, self.align_corners), grids, theta
 
@@ -295,7 +299,7 @@ class PaperStnTransformer(nn.Module):
 
 
 class PaperStnClassifier(GradientCheckpointingLayer):
-    """"cnn": two convolutions, each with a pooling, and the output layer; "fcn": fully connected layers and the output layer.
+    """A "cnn", two convolutions, each with a pooling, or an "fcn", fully connected layers; behind them the output layer.
 
     Images (B, T C, h, w) -> logits (B, classes). Pooling keeps a last odd row, without which the 7 x 7 filters of the second
     convolution would not fit what is left of 21 x 21 pixels.

@@ -112,7 +112,9 @@ class StnTask(ImageClassificationTask):
     def label_names(self) -> list[str]:
         """Sums of two digits run from 0 to twice the last class."""
         names = super().label_names
-        return [str(number) for number in range(2 * len(names) - 1)] if self.options.distortion == "addition" else names
+        return (
+            [str(number) for number in range(2 * len(names) - 1)] if self.options.distortion == "addition" else names
+        )
 
     def preprocess(self, rows: list[dict[str, Any]]) -> Batch:
         """Rows with `image` and `label` -> `images` (rows, 1, d, d), plain digits as bytes, and `labels` (rows,)."""
@@ -139,9 +141,7 @@ class StnTask(ImageClassificationTask):
             return
         rows = self.scored_rows(role)
         generator = torch.Generator().manual_seed(EVALUATION_SEEDS[role])
-        for digits, labels in zip(
-            rows["images"].split(MADE_AT_ONCE), rows["labels"].split(MADE_AT_ONCE), strict=True
-        ):
+        for digits, labels in zip(rows["images"].split(MADE_AT_ONCE), rows["labels"].split(MADE_AT_ONCE), strict=True):
             images, answers = self.distortion(digits.float() / 255, labels, generator)
             for part, answer in zip(
                 images.split(self.options.eval_batch_size), answers.split(self.options.eval_batch_size), strict=True

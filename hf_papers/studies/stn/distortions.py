@@ -1,5 +1,5 @@
-"""What a spatial transformer is worth on each distortion of section 4.1 and on MNIST addition: fully connected networks of one
-budget, the same images and the same optimiser, with and without it, over seeds."""
+"""What a spatial transformer is worth on each distortion of section 4.1 and on MNIST addition: fully connected networks of
+one budget, the same images and the same optimiser, with and without it, over seeds."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def train(recipe: Recipe) -> Path:
     folder = recipe.output_dir
     if (folder / "results.json").is_file():
         if changes := difference(load_run_recipe(folder), recipe):
-            raise UserError(f"{folder} holds a run with other options ({'; '.join(changes)}): name another --output_dir.")
+            raise UserError(
+                f"{folder} holds a run with other options ({'; '.join(changes)}): name another --output_dir."
+            )
         return folder
     return run_recipe(recipe, more_follow=True)
 
@@ -167,7 +169,10 @@ def render_table(record: dict[str, Any] | None) -> str:
         lines.append(f"| {setting.title} | " + " | ".join(cells) + " |")
     if record:
         seeds = ", ".join(map(str, record["seeds"]))
-        lines += ["", f"Test error in per cent over the seeds {seeds}; {record['hardware']['device']}, {record['date']}."]
+        lines += [
+            "",
+            f"Test error in per cent over the seeds {seeds}; {record['hardware']['device']}, {record['date']}.",
+        ]
     return "\n".join(lines)
 
 
@@ -184,7 +189,9 @@ def draw(record: dict[str, Any], path: Path) -> Path:
         style_axes(axes, SETTINGS[distortion].title)
         axes.title.set_fontsize(8)
         axes.set_xlabel("error, %", fontsize=8)
-        axes.set_yticks(range(len(row)), [NETWORKS[name] for name in row] if number == 0 else [""] * len(row), fontsize=8)
+        axes.set_yticks(
+            range(len(row)), [NETWORKS[name] for name in row] if number == 0 else [""] * len(row), fontsize=8
+        )
         axes.invert_yaxis()
     return save_picture(figure, path)
 
