@@ -203,7 +203,7 @@ def build() -> gr.Blocks:
         )
 
     @errors_as_sentences
-    def follow(
+    def chase(
         drawing: str, angle: float, scale: float, clutter: float, seed: float
     ) -> tuple[Image.Image, Image.Image, str]:
         """The same digit at many places: boxes, what is seen there, and how often each network gives which answer."""
@@ -286,20 +286,20 @@ def build() -> gr.Blocks:
         shown = [boxed, seen, numbers, bars, plain_bars]
         several = {"inputs": [pad, angle, scale, clutter, seed], "outputs": [chased, caught, votes]}
         count = gr.State(FIRST_EXAMPLE)
-        go.click(look, settings, shown, api_name="look", show_progress="hidden").success(follow, **several, **quiet)
+        go.click(look, settings, shown, api_name="look", show_progress="hidden").success(chase, **several, **quiet)
         gr.on([demo.load, example.click], _next_example, count, [pad, count], **quiet).success(
             look, settings, shown, **quiet
-        ).success(follow, **several, **quiet)
+        ).success(chase, **several, **quiet)
         upload.upload(_uploaded, upload, pad, **quiet).success(look, settings, shown, **quiet).success(
-            follow, **several, **quiet
+            chase, **several, **quiet
         )
         other.click(lambda seed: seed + 1, seed, seed, **quiet).success(look, settings, shown, **quiet).success(
-            follow, **several, **quiet
+            chase, **several, **quiet
         )
         sliders = [angle, scale, right, down, clutter]
         gr.on([slider.input for slider in sliders], look, settings, shown, trigger_mode="always_last", **quiet)
-        gr.on([slider.release for slider in (angle, scale, clutter)], follow, **several, **quiet)
-        following.select(follow, **several, api_name="follow", show_progress="hidden")
+        gr.on([slider.release for slider in (angle, scale, clutter)], chase, **several, **quiet)
+        following.select(chase, **several, api_name="follow", show_progress="hidden")
         footer("stn", model, CHECKPOINT)
     return demo
 

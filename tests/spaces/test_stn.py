@@ -68,7 +68,7 @@ class TestSpatialTransformer(SpaceTests):
         path = tmp_path / ("digit.tiff" if mode in ("CMYK", "I;16") else "digit.png")
         picture.save(path)
         drawing = encode_drawing(open_picture(path))
-        _, _, _, answer, plain = client.predict(drawing, 0, 1, 3, -2, 4, 0, api_name="/look")
+        _, _, _, answer, plain = client.predict(drawing, 0, 1, 3, -2, 4, api_name="/look")
         assert answer.count('class="meter"') == plain.count('class="meter"') == 4
 
     def test_says_what_is_wrong_with_a_picture(self, visit: Callable[..., Visit], tmp_path: Path) -> None:
@@ -85,11 +85,9 @@ class TestSpatialTransformer(SpaceTests):
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ((200, 1, 0, 0, 6, 0), "The angle must be a number from -180 to 180"),
-            ((0, 9, 0, 0, 6, 0), "The size must be a number from 0.5 to 1.5"),
-            ((0, 1, 99, 0, 6, 0), "The shift to the right"),
-            ((0, 1, 0, 0, 2.5, 0), "The number of pieces must be a whole number from 0 to 16"),
-            ((0, 1, 0, 0, 6, -1), "The seed must be a whole number"),
+            ((200, 1, 0, 0, 6), "200 is greater than maximum"),
+            ((0, 1, 99, 0, 6), "99 is greater than maximum"),
+            ((0, 1, 0, 0, 2.5), "The number of pieces must be a whole number from 0 to 16"),
         ],
     )
     def test_refuses_impossible_settings_in_words(self, client: object, settings: tuple, words: str) -> None:
@@ -99,6 +97,14 @@ class TestSpatialTransformer(SpaceTests):
 
         with pytest.raises(AppError, match=words):
             client.predict(encode_drawing(example_digit(3)), *settings, api_name="/look")
+
+    def test_counts_the_places_for_a_call(self, client: object) -> None:
+        from hf_papers.space_kit import encode_drawing, example_digit
+
+        boxes, seen, votes = client.predict(encode_drawing(example_digit(3)), 0, 1, 6, api_name="/follow")
+        assert votes.count("of 100 places read as") == 2
+        with Image.open(boxes) as left, Image.open(seen) as right:
+            assert left.size != right.size and min(*left.size, *right.size) > 100
 
     # Without a server
 
