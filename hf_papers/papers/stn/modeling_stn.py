@@ -94,14 +94,15 @@ class BilinearSampling(torch.autograd.Function):
         lower = pixels[:, :, width:].gather(2, index)
         lower_slope = pixels[:, :, width + 1 :].gather(2, index).sub_(lower)
         drop = lower.addcmul_(lower_slope, dx).sub_(upper)
-        ctx.save_for_backward(upper_slope, lower_slope, drop, dx, dy, index)
+        across = upper_slope.lerp_(lower_slope, dy)  # the slope along x at the point itself, as `drop` is along y
+        ctx.save_for_backward(across, drop, dx, dy, index)
         ctx.shape, ctx.scale = padded.shape, scale
         return upper.addcmul_(drop, dy)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        upper_slope, lower_slope, drop, dx, dy, index = ctx.saved_tensors
+        across, drop, dx, dy, index = ctx.saved_tensors
         to_input, to_positions = None, None
         if ctx.needs_input_grad[0]:  # eq. 6: each of the four pixels gets the share that it gave
             width = ctx.shape[3]
@@ -114,7 +115,7 @@ class BilinearSampling(torch.autograd.Function):
             to_input = pixels.view(ctx.shape)
         if ctx.needs_input_grad[1]:  # eq. 7: the slopes of the image at that point, summed over its channels
             slopes = gradient[:, None] * gradient.new_tensor(ctx.scale)[:, None, None]  # (B, 2, C, P)
-            slopes[:, 0].mul_(torch.lerp(upper_slope, lower_slope, dy))
+            slopes[:, 0].mul_(across)
             slopes[:, 1].mul_(drop)
             to_positions = slopes.sum(2) if slopes.shape[2] > 1 else slopes.squeeze(2)
         return to_input, to_positions, None, None
