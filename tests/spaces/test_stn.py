@@ -140,10 +140,10 @@ class TestSpatialTransformer(SpaceTests):
         grid = regular_grid(20, False).float().view(2, 20, 20)
         orange, ground = (234, 88, 12), (148, 163, 184)
         drawn = app.with_box(torch.zeros(1, 20, 20), grid[None] * 0.5, False)  # the middle half
-        scale = drawn.width // 26  # 20 pixels and three around them on each side
-        assert drawn.width == drawn.height == 26 * scale and drawn.getpixel((1, 1)) == ground
+        scale = drawn.width // 32  # 20 pixels and six around them on each side
+        assert drawn.width == drawn.height == 32 * scale and drawn.getpixel((1, 1)) == ground
         row = [drawn.getpixel((column, drawn.height // 2)) for column in range(drawn.width)]
-        found = [column / scale - 3 for column, colour in enumerate(row) if colour == orange]
+        found = [column / scale - 6 for column, colour in enumerate(row) if colour == orange]
         left, right = (found[: len(found) // 2], found[len(found) // 2 :])
         # The outermost places read are a quarter pixel of the image inside the half's edges at 5 and 15.
         assert sum(left) / len(left) == pytest.approx(5.25, abs=0.2)

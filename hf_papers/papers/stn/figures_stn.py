@@ -16,6 +16,7 @@ from hf_papers.training.task import Batch
 
 SHOWN = 10
 AVERAGED = 2000  # images that class averages are taken over
+MARGIN = 0.3  # of the image's side, shown around it: the outline may reach outside
 COLOURS = ("#ea580c", "#4f46e5", "#059669", "#db2777")
 
 
@@ -80,8 +81,8 @@ def draw_looks(
     size = images.shape[-1]
     for column in range(count):
         _show(panels[0][column], as_picture(images[column]), answers[column])
-        panels[0][column].set_xlim(-0.5 - 0.15 * size, 1.15 * size - 0.5)
-        panels[0][column].set_ylim(1.15 * size - 0.5, -0.5 - 0.15 * size)
+        panels[0][column].set_xlim(-0.5 - MARGIN * size, (1 + MARGIN) * size - 0.5)
+        panels[0][column].set_ylim((1 + MARGIN) * size - 0.5, -0.5 - MARGIN * size)
         for number in range(transformers):
             border = outline(grids[column, number], size, align_corners)
             panels[0][column].plot(*border.numpy(), color=COLOURS[number % len(COLOURS)], linewidth=1.4, clip_on=True)
