@@ -86,8 +86,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file to write the result to, as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    # As in any training, larger blocks have come and gone before: else the C library returns memory to the system after every
-    # step, and what is measured is how long it takes to get it back.
+    # As in any training, larger blocks have come and gone before: else the C library returns memory to the system after
+    # every step, and what is measured is how long it takes to get it back.
     torch.empty(7_000_000)
     result: dict[str, Any] = {
         "what": "bilinear sampling, forward and backward, CPU time, ours / torch's",

@@ -86,7 +86,7 @@ class BilinearSampling(torch.autograd.Function):
         left, top = x.floor(), y.floor()
         dx, dy = x.sub_(left)[:, None], y.sub_(top)[:, None]  # (B, 1, P)
         # A position that is NaN has to give an output that is NaN, by dx and dy, and not an address outside of memory.
-        index = left.add_(top, alpha=width).nan_to_num_(0.0).int().long()[:, None].expand(-1, channels, -1)
+        index = left.add_(top, alpha=width).nan_to_num_(0.0).long()[:, None].expand(-1, channels, -1)
         pixels = padded.flatten(2)  # (B, C, (H + 4) (W + 4))
         upper = pixels.gather(2, index)
         upper_slope = pixels[:, :, 1:].gather(2, index).sub_(upper)
