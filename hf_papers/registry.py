@@ -33,6 +33,7 @@ class Paper:
     image_processor: str | None = None
     tokenizer_trainer: str | None = None  # a function of (texts, vocab_size, lowercase=, min_frequency=) -> tokenizer
     parameters: dict[str, int] = field(default_factory=dict)  # preset of the config -> exact number of parameters
+    headline: str | None = None  # the recipe that stands for the paper where one has to, instead of the first
     pipeline_tag: str | None = None
     tags: tuple[str, ...] = ()
     license: str = "mit"

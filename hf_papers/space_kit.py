@@ -174,7 +174,8 @@ def require_checkpoint(paper_key: str, default: Path) -> str:
     """As `checkpoint_source`; a `UserError` says what to do when there is none."""
     source = checkpoint_source(default)
     if source == str(default) and not (default / "config.json").is_file():
-        recipe = next(iter(find_paper(paper_key).recipes), "embedded")
+        paper = find_paper(paper_key)
+        recipe = paper.headline or next(iter(paper.recipes), "embedded")
         raise UserError(
             f"There is no checkpoint for this Space in {default}. Train one with `hf-papers train {paper_key} "
             f"--recipe {recipe} --output_dir runs/{paper_key}` and start the app with MODEL_ID=runs/{paper_key}, "

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -380,6 +381,15 @@ def test_empty_results_give_a_table_for_every_paper() -> None:
         assert NOT_RUN in table and all(f"--recipe {name} " in table for name in runnable_recipes(paper))
         assert {name for name in paper.recipes if f"--recipe {name} " not in table} <= {"images", "glue"}
     assert papers_table(papers().values(), {}, ROOT).count(NOT_RUN) == len(papers())
+
+
+def test_a_paper_names_the_recipe_that_stands_for_it() -> None:
+    paper = find_paper("stn")
+    assert f"--recipe {paper.headline}`" in papers_table([paper], {}, ROOT)
+    other = replace(paper, headline="rts-cnn")
+    assert "--recipe rts-cnn`" in papers_table([other], {}, ROOT)
+    was_run = {"stn": {"embedded": ("stn-embedded", {"metrics": {"test": {}}, "seeds": [0]})}}
+    assert "--recipe embedded`" in papers_table([other], was_run, ROOT), "what has numbers comes before what has none"
 
 
 def test_the_tables_of_this_checkout_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:

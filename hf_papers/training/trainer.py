@@ -400,7 +400,7 @@ class Trainer:
                 f"The weights in {checkpoint} cannot be loaded ({error}). Resume from an older one."
             ) from error
         for name, state in shared["optimizers"].items():
-            bare_optimizer(self.optimizers[name]).load_state_dict(state)
+            restore_optimizer(bare_optimizer(self.optimizers[name]), state)
         for name, state in shared["shadows"].items():
             self.shadows[name].load_state_dict(state)
         if shared["scaler"] is not None and self.accelerator.scaler is not None:
@@ -462,6 +462,19 @@ class Trainer:
             return
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimiser, each average in the memory layout of its weight, which no file keeps.
+
+    Fused optimisers walk through a weight and its averages side by side as they lie in memory: in another layout
+    (`channels_last`), a weight would be moved by the averages of its neighbours.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def bare_optimizer(optimizer: Any) -> Optimizer:

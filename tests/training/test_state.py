@@ -8,6 +8,7 @@ import torch
 
 from hf_papers.errors import UserError
 from hf_papers.training.state import load_state, save_state
+from hf_papers.training.trainer import restore_optimizer
 
 
 def test_every_kind_of_value_comes_back_as_it_was(tmp_path):
@@ -57,6 +58,24 @@ def test_an_optimiser_resumes_from_the_disk(tmp_path):
     again.load_state_dict(load_state(tmp_path / "state"))
     for parameter, optim in ((weight, optimizer), (twin, again)):
         parameter.grad = torch.tensor([1.0, -2.0, 0.5])
+        optim.step()
+    assert torch.equal(weight, twin)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_optimiser_resumes_with_weights_of_any_memory_layout(tmp_path, layout):
+    """A fused optimiser moved each weight by the averages of another one: files keep no layout."""
+    gradients = torch.randn(2, 4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.Parameter(torch.ones(4, 3, 5, 5).to(memory_format=layout))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    weight.grad = gradients[0].to(memory_format=layout)
+    optimizer.step()
+    save_state(optimizer.state_dict(), tmp_path / "state")
+    twin = torch.nn.Parameter(weight.detach().clone())
+    again = torch.optim.AdamW([twin], fused=True)
+    restore_optimizer(again, load_state(tmp_path / "state"))
+    for parameter, optim in ((weight, optimizer), (twin, again)):
+        parameter.grad = gradients[1].to(memory_format=layout)
         optim.step()
     assert torch.equal(weight, twin)
 
