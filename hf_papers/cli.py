@@ -90,14 +90,17 @@ def build_parser() -> Parser:
     tokenizer.add_argument("--source", required=True, help="data set: user/name on the Hub, a folder, embedded:<name>")
     tokenizer.add_argument("--source_config", help="which configuration, for data sets that have several")
     tokenizer.add_argument("--split", default="train", help="rows to learn from, e.g. train or train[:10000]")
-    tokenizer.add_argument("--column", default="text", help="the column that holds the texts")
+    tokenizer.add_argument("--column", default="text", help="the column that holds the texts; several by comma")
     tokenizer.add_argument("--vocab_size", type=int, default=8192, help="tokens, the special ones included")
     tokenizer.add_argument("--min_frequency", type=int, default=2, help="of a piece to become a token")
     case = tokenizer.add_mutually_exclusive_group()
     case.add_argument(
-        "--lowercase", action="store_true", default=True, help="fold upper case and accents (the default)"
+        "--lowercase",
+        action="store_true",
+        default=None,
+        help="fold upper case (and accents, in BERT, which does so anyhow)",
     )
-    case.add_argument("--no_lowercase", action="store_false", dest="lowercase", help="keep them")
+    case.add_argument("--no_lowercase", action="store_false", dest="lowercase", default=None, help="keep it")
     tokenizer.add_argument("--output_dir", type=Path, required=True, help="folder to write the tokenizer to")
     evaluate = add("evaluate", "measure a finished run again; data and task options can be overridden by name")
     evaluate.add_argument("run", type=Path)
@@ -209,14 +212,18 @@ def train_tokenizer(options: argparse.Namespace, rest: list[str]) -> None:
         raise UserError(f"{options.output_dir} exists and is not empty: give another --output_dir.")
     from hf_papers.data.texts import Texts
 
+    theirs = [column.strip() for column in options.column.split(",")]
+    columns = {"text" if number == 0 else f"text{number + 1}": name for number, name in enumerate(theirs)}
     data = DataArguments(
         dataset=options.source,
         dataset_config=options.source_config,
         train_split=options.split,
-        columns={} if options.column == "text" else {"text": options.column},
+        columns={ours: theirs for ours, theirs in columns.items() if ours != theirs},
     )
+    case = {} if options.lowercase is None else {"lowercase": options.lowercase}
+    texts = Texts(data, list(columns))
     tokenizer = paper.resolve(paper.tokenizer_trainer)(
-        Texts(data), options.vocab_size, lowercase=options.lowercase, min_frequency=options.min_frequency
+        texts, options.vocab_size, min_frequency=options.min_frequency, **case
     )
     tokenizer.save_pretrained(options.output_dir)
     print(f"Written: a vocabulary of {len(tokenizer):,} tokens in {options.output_dir}.")

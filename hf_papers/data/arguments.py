@@ -28,7 +28,10 @@ class DataArguments:
     validation_split: str | None = _option("validation", "rows to select the best model by, e.g. train[:5000]")
     test_split: str | None = _option("test", "rows that are looked at once, at the end")
     columns: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "our name=theirs, comma separated, e.g. image=img,label=fine_label"}
+        default_factory=dict,
+        metadata={
+            "help": "our name=theirs, comma separated, e.g. image=img,label=fine_label (an entry: source=pair.de)"
+        },
     )
     streaming: bool = _option(True, "read while training; without it the data set is downloaded first")
     shuffle_buffer_size: int = _option(10_000, "rows of a streamed data set that are shuffled among themselves")

@@ -93,6 +93,16 @@ def digits() -> Splits:
 
 
 @register_embedded(
+    "dates", "dates as people write them and in ISO 8601, made as they are read; every day is in one split"
+)
+def dates() -> Splits:
+    """`source`: "Thursday, May 3rd, 1979" and fifteen other forms; `target`: "1979-05-03"."""
+    from hf_papers.data.dates import date_splits
+
+    return date_splits()
+
+
+@register_embedded(
     "pydoc-topics",
     "the language reference that Python carries for help(): 79 topics or so, 0.5 million characters of technical English",
 )

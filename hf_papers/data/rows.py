@@ -54,7 +54,10 @@ def missing_column(column: str, available: list[str], where: str) -> str:
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Our column names for theirs. Columns that nobody renamed keep their name, unless ours takes it."""
+    """Our column names for theirs. Columns that nobody renamed keep their name, unless ours takes it.
+
+    `translation.de` is the entry `de` of a column `translation` that holds such entries.
+    """
 
     ours_to_theirs: dict[str, str]
     where: str
@@ -62,7 +65,7 @@ class ColumnMap:
     def names(self, available: Sequence[str]) -> dict[str, str]:
         """Our name -> theirs for all columns. Raises `UserError` when one that is to be renamed does not exist."""
         for ours, theirs in self.ours_to_theirs.items():
-            if theirs not in available:
+            if theirs not in available and theirs.split(".")[0] not in available:
                 raise UserError(
                     f"The column map asks for '{ours}={theirs}', but there is no column '{theirs}' in {self.where}."
                     f"{nearest(theirs, available)} Its columns are: {', '.join(available)}."
@@ -73,8 +76,36 @@ class ColumnMap:
     def rows(self, columns: dict[str, Sequence[Any]]) -> list[Row]:
         """Columns of equal length, under their names, as rows under ours."""
         names = self.names(list(columns))
-        values = zip(*(columns[theirs] for theirs in names.values()), strict=True)
+        values = zip(*(self._values(columns, theirs) for theirs in names.values()), strict=True)
         return [Row(zip(names, row, strict=True), self.where) for row in values]
+
+    def type_of(self, features: Any, theirs: str) -> Any:
+        """The type of one of their columns, or of an entry of one, among their `Features`."""
+        if theirs in features:
+            return features[theirs]
+        column, entry = theirs.split(".", 1)
+        entries = features[column]
+        if not isinstance(entries, dict):
+            from datasets import Value
+
+            # Texts in several languages are a type of their own.
+            entries = dict.fromkeys(getattr(entries, "languages", None) or (), Value("string"))
+        if entry not in entries:
+            raise self._no_entry(column, entry, list(entries))
+        return entries[entry]
+
+    def _values(self, columns: dict[str, Sequence[Any]], theirs: str) -> Sequence[Any]:
+        if theirs in columns:
+            return columns[theirs]
+        column, entry = theirs.split(".", 1)
+        for value in columns[column]:
+            if not isinstance(value, dict) or entry not in value:
+                raise self._no_entry(column, entry, list(value) if isinstance(value, dict) else [])
+        return [value[entry] for value in columns[column]]
+
+    def _no_entry(self, column: str, entry: str, available: list[str]) -> UserError:
+        has = f"Its entries are: {', '.join(available)}." if available else "It holds no entries by name."
+        return UserError(f"Column '{column}' of {self.where} has no entry '{entry}'.{nearest(entry, available)} {has}")
 
 
 # --------------------------------------------------------------------------------------------- networks that fail

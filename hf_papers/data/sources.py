@@ -127,7 +127,8 @@ class Source(abc.ABC):
 
         rows = self._rows(split)
         theirs = rows.features() if isinstance(rows, ShardedRows) else self._indexed_features(rows)
-        return Features({ours: theirs[name] for ours, name in rows.mapping.names(list(theirs)).items()})
+        names = rows.mapping.names(list(theirs))
+        return Features({ours: rows.mapping.type_of(theirs, name) for ours, name in names.items()})
 
     def label_names(self, split: str, column: str = "label") -> list[str] | None:
         """The names of the classes that the integers in `column` stand for; `None` when the data set does not say."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_papers.data.arguments import DataArguments
@@ -11,27 +11,32 @@ from hf_papers.errors import UserError
 
 
 class Texts:
-    """The column `text` of the training split, as often as one goes through it. Rows without text are left out."""
+    """Columns of the training split, as often as one goes through it. What is empty is left out.
 
-    def __init__(self, arguments: DataArguments) -> None:
+    Of a row with several columns (a source and its translation) each is a text of its own.
+    """
+
+    def __init__(self, arguments: DataArguments, columns: Sequence[str] = ("text",)) -> None:
         self.source = open_source(arguments)
+        self.columns = columns
         self.split = arguments.train_split
         self.where = f"split '{self.split}' of '{self.source.name}'"
 
     def __iter__(self) -> Iterator[str]:
         for row in self.source.rows(self.split):
-            if text := text_of(row, self.where):
-                yield text
+            for column in self.columns:
+                if text := text_of(row, self.where, column):
+                    yield text
 
 
-def text_of(row: dict[str, Any], where: str) -> str:
+def text_of(row: dict[str, Any], where: str, column: str = "text") -> str:
     """The text of a row, empty where there is none. Raises `UserError` where its column holds something else."""
-    text = row["text"]
+    text = row[column]
     if text is None:
         return ""
     if not isinstance(text, str):
         raise UserError(
-            f"The column 'text' of {where} should hold text, but holds values of type {type(text).__name__}: name the "
+            f"The column '{column}' of {where} should hold text, but holds values of type {type(text).__name__}: name the "
             "column of texts with --columns text=THEIRS (--column THEIRS where a tokenizer is trained)."
         )
     return text

@@ -33,6 +33,7 @@ _HOMES = {
     "rulers": ("Reading", "Ruler", "open_ruler"),
     "neighbours": ("diversity_ratio", "mean_pairwise_distance", "nearest_neighbours"),
     "glue": ("GLUE_METRICS", "glue_metrics"),
+    "bleu": ("BleuResult", "corpus_bleu"),
     "segmentation": (
         "cells_of",
         "dice",
@@ -43,6 +44,7 @@ _HOMES = {
         "warping_error",
     ),
     "evaluate_metrics": (
+        "BleuMetric",
         "CellErrorMetric",
         "GlueMetric",
         "MaskOverlapMetric",

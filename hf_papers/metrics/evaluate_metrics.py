@@ -13,6 +13,7 @@ import evaluate
 import numpy as np
 import torch
 
+from hf_papers.metrics.bleu import corpus_bleu
 from hf_papers.metrics.glue import glue_metrics
 from hf_papers.metrics.modes import coverage_of_labels
 from hf_papers.metrics.parzen import log_spaced_sigmas, parzen_log_likelihood, parzen_window_evaluation
@@ -30,6 +31,8 @@ from hf_papers.metrics.segmentation import (
 _GLUE_CITATION = """@inproceedings{wang2019glue, title={{GLUE}: A Multi-Task Benchmark and Analysis Platform for Natural
 Language Understanding}, author={Wang, Alex and Singh, Amanpreet and Michael, Julian and Hill, Felix and Levy, Omer and
 Bowman, Samuel R.}, booktitle={ICLR}, year={2019}}"""
+_BLEU_CITATION = """@inproceedings{post2018call, title={A Call for Clarity in Reporting {BLEU} Scores}, author={Post, Matt},
+booktitle={Proceedings of the Third Conference on Machine Translation}, year={2018}}"""
 _GAN_CITATION = """@article{goodfellow2014generative, title={Generative Adversarial Networks}, author={Goodfellow, Ian J. and
 Pouget-Abadie, Jean and Mirza, Mehdi and Xu, Bing and Warde-Farley, David and Ozair, Sherjil and Courville, Aaron and
 Bengio, Yoshua}, journal={arXiv:1406.2661}, year={2014}}"""
@@ -42,6 +45,34 @@ year={2015}}"""
 _MASKS = datasets.Features(
     {name: datasets.Sequence(datasets.Sequence(datasets.Value("int64"))) for name in ("predictions", "references")}
 )
+
+
+class BleuMetric(evaluate.Metric):
+    """`BleuMetric().compute(predictions=translations, references=texts)` -> sacreBLEU's score, and its signature.
+
+    It works offline, where `evaluate.load("sacrebleu")` asks the Hub for code.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="BLEU of a test set by sacreBLEU, 0 to 100, with the signature that says how it was computed.",
+            citation=_BLEU_CITATION,
+            inputs_description="predictions, references: detokenised texts, one reference each; lowercase, tokenize.",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(
+        self, predictions: Sequence[str], references: Sequence[str], lowercase: bool = False, tokenize: str = "13a"
+    ) -> dict[str, Any]:
+        result = corpus_bleu(predictions, references, lowercase=lowercase, tokenize=tokenize)
+        return {
+            "bleu": result.score,
+            "signature": result.signature,
+            "precisions": list(result.precisions),
+            "brevity_penalty": result.brevity_penalty,
+        }
 
 
 class GlueMetric(evaluate.Metric):

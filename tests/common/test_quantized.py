@@ -132,12 +132,13 @@ def test_a_trained_model_predicts_as_before(toy: ModelCase, tmp_path: Path) -> N
 def test_the_command_writes_a_folder_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     make("bert", "tiny", vocab_size=50).save_pretrained(run)
-    (run / "tokenizer.json").write_text("{}")
+    (run / "tokenizer.json").write_text('{\n  "ü": [1, 2]\n}', encoding="utf-8")
     (run / "optimizer.pt").write_text("stays at home")
     with pytest.raises(SystemExit) as ended:
         main(["export", str(run), "--int8"])
     assert ended.value.code == 0 and f"Written and checked: {run / 'int8'}" in capsys.readouterr().out
     assert {path.name for path in (run / "int8").iterdir()} == {"config.json", INT8_WEIGHTS, "tokenizer.json"}
+    assert (run / "int8" / "tokenizer.json").read_text(encoding="utf-8") == '{"ü":[1,2]}'
     assert not list(tmp_path.glob("**/.int8-*"))
     load_strict(find_paper("bert"), run / "int8")
 

@@ -131,3 +131,92 @@ def test_bad_settings() -> None:
     other = make(pool=3)
     with pytest.raises(UserError, match="pools had 6 batches .* and have 3 now"):
         other.load_state_dict(make().state_dict())
+
+
+# ------------------------------------------------------------------------------------------ batches of so many tokens
+
+
+def by_tokens(max_tokens: int = 60, lengths=None, pool: int = POOL):
+    lengths = lengths or [1 + (number * 37) % 29 for number in range(ROWS)]
+    table = MemoryTable({"number": list(range(len(lengths))), "length": lengths}, range(len(lengths)))
+    rows = IndexedRows(table, ColumnMap({}, "the rows"), "fingerprint")
+
+    def transform(rows):
+        return {
+            "source": [[row["number"]] * row["length"] for row in rows],
+            "target": [[row["number"]] * -(-row["length"] // 2) for row in rows],
+            "labels": torch.tensor([row["number"] for row in rows]),
+        }
+
+    padding = Padding({"source": -1, "target": -2}, apart=True, mask="mask")
+    return BucketedStream(IndexedStream(rows, transform, StreamSettings(SIZE, 0)), padding, pool, max_tokens)
+
+
+def test_a_batch_holds_as_many_tokens_as_fit_with_its_padding() -> None:
+    stream = by_tokens()
+    batches = []
+    while stream.epoch == 0:
+        batches.append(next(stream))
+    batches.pop()  # the first of the next epoch
+    seen = sum((batch["labels"].tolist() for batch in batches), [])
+    assert len(seen) == len(set(seen)) == 100  # 25 batches of 4 of the inner stream
+    assert all(batch["source"].numel() <= 60 for batch in batches)
+    assert sum(batch["source"].numel() for batch in batches) > 0.75 * 60 * len(batches), "batches are nearly full"
+    assert len({len(batch["labels"]) for batch in batches}) > 3
+
+
+def test_columns_apart_have_their_own_lengths() -> None:
+    batch = next(by_tokens())
+    longest = int(batch["mask"].sum(1).max())
+    assert batch["source"].shape[1] == longest and batch["target"].shape[1] == -(-longest // 2)
+    assert (
+        batch["mask"].shape == batch["source"].shape and (batch["target"] == -2).sum() <= (batch["source"] == -1).sum()
+    )
+    padding = Padding({"a": 0, "b": 9}, multiple=4, apart=True, mask="mask")
+    batch = padding({"a": [[1] * 5, [1]], "b": [[2], [2, 2]]})
+    assert batch["a"].shape == (2, 8) and batch["b"].tolist() == [[2, 9, 9, 9], [2, 2, 9, 9]]
+
+
+def test_a_row_longer_than_a_batch_is_one() -> None:
+    sizes = sorted(len(batch["labels"]) for batch in islice(by_tokens(10, [30, 2, 2, 2, 2, 2, 2, 2], pool=2), 3))
+    assert sizes == [1, 2, 5]
+
+
+@pytest.mark.parametrize("max_tokens", [None, 12])
+def test_empty_rows_are_left_out(max_tokens: int | None) -> None:
+    stream = by_tokens(max_tokens, [0, 3, 0, 0, 2, 0, 4, 1])
+    seen = Counter()
+    while stream.epoch < 3:
+        seen.update(next(stream)["labels"].tolist())
+    assert set(seen) == {1, 4, 6, 7} and min(seen.values()) >= 3
+    with pytest.raises(UserError, match="nothing to learn from in the rows: every row of it is left out"):
+        next(by_tokens(max_tokens, [0] * 8))
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 20, 33, 50])
+def test_batches_by_tokens_resume_exactly(done: int) -> None:
+    whole = list(islice(by_tokens(), 80))
+    first = by_tokens()
+    list(islice(first, done))
+    second = by_tokens()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for ours, theirs in zip(islice(second, 80 - done), whole[done:], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(UserError, match="its batches had 60 tokens .* and have 70 now"):
+        by_tokens(70).load_state_dict(first.state_dict())
+
+
+def test_an_empty_pool_does_not_disturb_a_resume() -> None:
+    lengths = [0, 0, 0, 0, 3, 4, 5, 6] * 6
+    whole = [batch["labels"].tolist() for batch in islice(by_tokens(12, lengths, pool=1), 60)]
+    for done in (1, 9, 30):
+        first = by_tokens(12, lengths, pool=1)
+        list(islice(first, done))
+        second = by_tokens(12, lengths, pool=1)
+        second.load_state_dict(first.state_dict())
+        assert [batch["labels"].tolist() for batch in islice(second, 60 - done)] == whole[done:]
+
+
+def test_a_batch_has_a_token_at_least() -> None:
+    with pytest.raises(UserError, match="at least 1 token, not 0"):
+        by_tokens(0)

@@ -266,6 +266,25 @@ def test_column_map(folder: Path, streaming: bool) -> None:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
+def test_entries_of_a_nested_column_are_named_with_a_dot(tmp_path: Path, streaming: bool) -> None:
+    (tmp_path / "pairs").mkdir()
+    lines = [json.dumps({"translation": {"de": f"Satz {n}", "en": f"sentence {n}"}, "id": n}) for n in range(5)]
+    (tmp_path / "pairs" / "train.jsonl").write_text("\n".join(lines))
+    columns = {"source": "translation.de", "target": "translation.en"}
+    source = source_of(tmp_path / "pairs", streaming=streaming, columns=columns)
+    first = next(source.rows("train"))
+    assert (first["source"], first["target"], first["id"]) == ("Satz 0", "sentence 0", 0)
+    assert source.features("train")["source"].dtype == "string"
+    wrong = source_of(tmp_path / "pairs", streaming=streaming, columns={"source": "translation.fr"})
+    for read in (lambda: next(wrong.rows("train")), lambda: wrong.features("train")):
+        with pytest.raises(UserError, match="Column 'translation' .* has no entry 'fr'.* Its entries are: de, en"):
+            read()
+    flat = source_of(tmp_path / "pairs", streaming=streaming, columns={"source": "id.de"})
+    with pytest.raises(UserError, match="has no entry 'de'. It holds no entries by name"):
+        next(flat.rows("train"))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
 def test_mapped_column_that_does_not_exist(folder: Path, streaming: bool) -> None:
     with pytest.raises(UserError, match="no column 'txt'.*Did you mean 'text'.*id, text"):
         source_of(folder, streaming=streaming, columns={"sentence": "txt"}).num_rows("train")

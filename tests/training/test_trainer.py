@@ -15,6 +15,7 @@ from hf_papers.training.checkpoint import CheckpointStore, publish_folder
 from hf_papers.training.interruption import Interrupted
 from hf_papers.training.randomness import forked_randomness
 from hf_papers.training.run import Run
+from hf_papers.training.shadow import Shadow
 from hf_papers.training.state import load_state
 from hf_papers.training.task import Context
 from tests.training.toy import ToyTask, toy_recipe, toy_trainer, train_toy
@@ -149,6 +150,25 @@ def test_metrics_written_after_the_checkpoint_are_written_once(tmp_path):
     train_toy(tmp_path, save_total_limit=3, resume=trainer.run.checkpoints.complete()[0])
     after = [json.loads(line)["step"] for line in trainer.run.metrics_file.read_text().splitlines()]
     assert before == after
+
+
+def test_a_warm_shadow_forgets_the_start():
+    network = torch.nn.Linear(1, 1, bias=False)
+    cold, warm = Shadow(0.99), Shadow(0.99, warm=True)
+    copies = [rule.copy_of(network) for rule in (cold, warm)]
+    with torch.no_grad():
+        for copy in copies:
+            copy.weight.fill_(1000.0)  # the random start
+        network.weight.fill_(1.0)
+    for step in range(1, 31):
+        for rule, copy in zip((cold, warm), copies, strict=True):
+            rule.follow(copy, network, step)
+    assert copies[0].weight.item() > 700 and copies[1].weight.item() < 1.01
+    with torch.no_grad():
+        network.weight.fill_(2.0)
+    before = copies[1].weight.item()
+    warm.follow(copies[1], network, 10_000_000)  # late, its decay is the one it was given
+    assert copies[1].weight.item() == pytest.approx(0.99 * before + 0.01 * 2.0)
 
 
 def test_a_shadow_is_the_running_average(tmp_path):
