@@ -136,6 +136,14 @@ def test_code_that_travels_imports_only_what_is_there(paper: Paper) -> None:
                 assert top in MAY_TRAVEL | set(sys.stdlib_module_names) | {"PIL"}, f"{path.name} imports {module}"
 
 
+@every_paper
+def test_a_paper_knows_no_other_paper(paper: Paper) -> None:
+    for path in paper.folder.rglob("*.py"):
+        for _, module in imports_of(path):
+            if module.startswith("hf_papers.papers."):
+                assert module.split(".")[2] == paper.key, f"{path.name} imports {module}"
+
+
 def test_floors_only_use_what_is_below() -> None:
     """training, data, metrics and hub know no paper; nothing below reaches up."""
     wrong = []

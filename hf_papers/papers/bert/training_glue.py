@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_papers.data import BucketedStream, Padding, Source
+from hf_papers.data.labels import LABEL, LabelReader, find_labels
 from hf_papers.data.memory import select
 from hf_papers.data.sources import parse_split
 from hf_papers.data.stream import IndexedStream, Stream, StreamSettings
@@ -23,11 +24,8 @@ from hf_papers.errors import UserError
 from hf_papers.metrics.glue import measure
 from hf_papers.papers.bert.glue_bert import GlueSet, find_glue
 from hf_papers.papers.bert.glue_data import (
-    LABEL,
-    LabelReader,
     TextEncoder,
     few_rows,
-    find_labels,
     glue_data_arguments,
     open_glue_source,
     text_columns,

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from hf_papers.data import BucketedStream, Padding, Source
+from hf_papers.data.labels import LABEL, LabelReader, find_labels
 from hf_papers.data.memory import select
 from hf_papers.data.texts import Texts
 from hf_papers.errors import UserError
 from hf_papers.metrics.glue import measure
-from hf_papers.papers.bert.glue_data import LABEL, LabelReader, find_labels
 from hf_papers.papers.transformer.modeling_transformer import PaperTransformerForSequenceClassification
 from hf_papers.papers.transformer.pairs_transformer import encode, shorten
 from hf_papers.papers.transformer.tokenization_transformer import check_vocabulary, load_tokenizer, train_tokenizer
