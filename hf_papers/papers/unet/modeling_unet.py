@@ -45,6 +45,12 @@ def weighted_cross_entropy(
     return losses.mean() if pixel_weights is None else (pixel_weights * losses).mean()
 
 
+def layout(maps: torch.Tensor, weight: torch.Tensor) -> torch.memory_format:
+    """How maps (B, C, H, W) should lie in memory. Convolutions want channels last, and then copy their weights into that
+    order too: that pays where the maps are larger than the weights, but not near the bottom of the U."""
+    return torch.channels_last if maps.numel() > weight.numel() else torch.contiguous_format
+
+
 class PaperUnetBatchNorm(nn.BatchNorm2d):
     """Batch normalisation that counts a batch once, also where checkpointing computes it again in the backward pass."""
 
@@ -75,8 +81,8 @@ class PaperUnetConvolutions(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            # Channels last is how convolutions want it; the input of one channel cannot say so, its output can.
-            hidden_states = convolution(hidden_states).contiguous(memory_format=torch.channels_last)
+            hidden_states = convolution(hidden_states)
+            hidden_states = hidden_states.contiguous(memory_format=layout(hidden_states, convolution.weight))
             hidden_states = F.relu(norm(hidden_states), inplace=True)
         return hidden_states
 
