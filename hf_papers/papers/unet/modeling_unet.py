@@ -223,14 +223,14 @@ class PaperUnetModel(PaperUnetPreTrainedModel):
 
     def _check_images(self, pixel_values: torch.Tensor) -> None:
         super()._check_images(pixel_values)
-        smallest = pixel_values.shape[-2] // self.config.geometry.multiple == 1
-        smallest = smallest and pixel_values.shape[-1] // self.config.geometry.multiple == 1
-        if self.config.batch_norm and self.training and self.config.padding == "same" and smallest:
-            if pixel_values.shape[0] == 1:
-                raise ValueError(
-                    f"One image of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels is a single pixel at the "
-                    "bottom, and batch normalisation has nothing to compare it with: train on larger tiles or on more."
-                )
+        if not (self.training and self.config.batch_norm and self.config.padding == "same"):
+            return
+        batch_size, _, height, width = pixel_values.shape
+        if batch_size == 1 and height == width == self.config.geometry.multiple:
+            raise ValueError(
+                f"One image of {height}x{width} pixels is a single pixel at the bottom, and batch normalisation has "
+                "nothing to compare it with: train on larger tiles or on more."
+            )
 
 
 class PaperUnetForSemanticSegmentation(PaperUnetPreTrainedModel):
