@@ -129,6 +129,9 @@ class User:
         return namespace == self.name or namespace in self.organizations
 
 
+SETTLE_SECONDS = 10  # at most, for answers that are on their way
+
+
 class HubServer:
     """The server and everything it knows. A context manager: `with HubServer(root) as hub: …` listens and stops.
 
@@ -171,6 +174,8 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self.lock = threading.RLock()
+        self.answering = 0  # requests whose answer has begun and is not in the log yet
+        self.answered = threading.Condition(self.lock)
         self._http = _HttpServer(("127.0.0.1", port), _Handler)
         self._http.hub = self
         self._thread: threading.Thread | None = None
@@ -265,15 +270,21 @@ class HubServer:
 
     def seen(self, pattern: str = "") -> list[Request]:
         """The requests so far whose "METHOD /path" matches."""
-        with self.lock:
+        with self.answered:
+            self._settle()
             return [r for r in self.requests if re.search(pattern, f"{r.method} {r.path}")]
 
     def bytes_sent(self, pattern: str = "") -> int:
         return sum(request.sent for request in self.seen(pattern))
 
     def forget_requests(self) -> None:
-        with self.lock:
+        with self.answered:
+            self._settle()
             self.requests.clear()
+
+    def _settle(self) -> None:
+        """Who has just received the last byte of an answer shall find it in the log."""
+        self.answered.wait_for(lambda: self.answering == 0, timeout=SETTLE_SECONDS)
 
     # -- what requests do to it
 
@@ -303,9 +314,16 @@ class HubServer:
             raise ApiError(403, f"{repo_id} is served from a folder and cannot be written to")
         return repo
 
-    def log(self, request: Request) -> None:
+    def begin_answer(self) -> None:
         with self.lock:
+            self.answering += 1
+
+    def log(self, request: Request) -> None:
+        """The end of an answer that `begin_answer` announced."""
+        with self.answered:
             self.requests.append(request)
+            self.answering -= 1
+            self.answered.notify_all()
         if self.verbose:
             print(request, file=sys.stderr, flush=True)
 
@@ -450,13 +468,14 @@ class _Handler(BaseHTTPRequestHandler):
         limit = length if fault is None or fault.drop_after is None else min(fault.drop_after, length)
         sent = 0
         dropped = fault is not None and fault.drop_after is not None
-        if not dropped or limit > 0:
-            self.send_response(answer.status)
-            for name, value in {**answer.headers, **(fault.headers if fault else {})}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(length))
-            self.end_headers()
+        self.hub.begin_answer()
         try:
+            if not dropped or limit > 0:
+                self.send_response(answer.status)
+                for name, value in {**answer.headers, **(fault.headers if fault else {})}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
             for chunk in answer.chunks() if self.command != "HEAD" else ():
                 piece = chunk[: limit - sent]
                 if fault is not None and fault.corrupt and sent == 0 and self.command == "GET":

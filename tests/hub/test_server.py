@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx2
@@ -145,6 +146,15 @@ def test_upload_and_read_back(hub: HubServer, tmp_path: Path, kind: str) -> None
     assert api.list_repo_commits("tester/x", repo_type=kind)[0].title == "all"
     api.delete_repo("tester/x", repo_type=kind)
     assert not api.repo_exists("tester/x", repo_type=kind)
+
+
+def test_an_answer_that_has_arrived_is_in_the_log(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, log = threading.Event(), hub.log
+    monkeypatch.setattr(hub, "log", lambda request: (release.wait(10), log(request)))
+    hub.forget_requests()
+    httpx2.get(f"{hub.url}/api/models/tester/none")
+    threading.Timer(0.05, release.set).start()
+    assert [request.path for request in hub.seen()] == ["/api/models/tester/none"]
 
 
 def test_unchanged_files_are_not_sent_again(hub: HubServer, logged_in: str) -> None:
