@@ -1,5 +1,5 @@
-"""The checks of the suite, one function each. `test_models.py` runs them on every registered model, and
-`test_suite_catches.py` shows that each one fails for a model with the fault that it is there for."""
+"""The checks of the suite, one function each. `test_models.py` and `test_checkpoints.py` run them on every registered model,
+and `test_suite_catches.py` shows that each one fails for a model with the fault that it is there for."""
 
 from __future__ import annotations
 

@@ -47,8 +47,10 @@ def weighted_cross_entropy(
 
 def layout(maps: torch.Tensor, weight: torch.Tensor) -> torch.memory_format:
     """How maps (B, C, H, W) should lie in memory. Convolutions want channels last, and then copy their weights into that
-    order too: that pays where the maps are larger than the weights, but not near the bottom of the U."""
-    return torch.channels_last if maps.numel() > weight.numel() else torch.contiguous_format
+    order too: that pays where the maps of an image are larger than the weights, but not near the bottom of the U. Not the
+    maps of the batch: dropout draws its mask in the order of memory, which must not depend on the batch's size."""
+    _, channels, height, width = maps.shape
+    return torch.channels_last if channels * height * width > weight.numel() else torch.contiguous_format
 
 
 class PaperUnetBatchNorm(nn.BatchNorm2d):
