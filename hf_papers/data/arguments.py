@@ -8,7 +8,8 @@ from typing import Any
 from hf_papers.errors import UserError
 
 
-def _option(default: Any, help: str) -> Any:
+def option(default: Any, help: str) -> Any:
+    """A field of an options dataclass, with the sentence that `--help` shows."""
     return field(default=default, metadata={"help": help})
 
 
@@ -21,24 +22,24 @@ class DataArguments:
     split serve as one by convention, and the training split is what remains.
     """
 
-    dataset: str | None = _option(None, "a data set on the Hub (user/name), a local folder, or embedded:<name>")
-    dataset_config: str | None = _option(None, "which configuration, for data sets that have several")
-    revision: str | None = _option(None, "branch, tag or commit of the data set on the Hub")
-    train_split: str = _option("train", "rows to learn from, e.g. train or train[5000:]")
-    validation_split: str | None = _option("validation", "rows to select the best model by, e.g. train[:5000]")
-    test_split: str | None = _option("test", "rows that are looked at once, at the end")
+    dataset: str | None = option(None, "a data set on the Hub (user/name), a local folder, or embedded:<name>")
+    dataset_config: str | None = option(None, "which configuration, for data sets that have several")
+    revision: str | None = option(None, "branch, tag or commit of the data set on the Hub")
+    train_split: str = option("train", "rows to learn from, e.g. train or train[5000:]")
+    validation_split: str | None = option("validation", "rows to select the best model by, e.g. train[:5000]")
+    test_split: str | None = option("test", "rows that are looked at once, at the end")
     columns: dict[str, str] = field(
         default_factory=dict,
         metadata={
             "help": "our name=theirs, comma separated, e.g. image=img,label=fine_label (an entry: source=pair.de)"
         },
     )
-    streaming: bool = _option(True, "read while training; without it the data set is downloaded first")
-    shuffle_buffer_size: int = _option(10_000, "rows of a streamed data set that are shuffled among themselves")
-    memory_budget_gb: float = _option(
+    streaming: bool = option(True, "read while training; without it the data set is downloaded first")
+    shuffle_buffer_size: int = option(10_000, "rows of a streamed data set that are shuffled among themselves")
+    memory_budget_gb: float = option(
         2.0, "preprocessed rows that a process may keep, in GB; what fits is read only once, 0 keeps nothing"
     )
-    num_workers: int = _option(0, "processes per training process that read and preprocess")
+    num_workers: int = option(0, "processes per training process that read and preprocess")
 
     def __post_init__(self) -> None:
         if self.shuffle_buffer_size < 1:

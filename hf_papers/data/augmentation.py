@@ -8,44 +8,41 @@ checkpoint, so a resumed run draws what the uninterrupted one would have drawn.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from hf_papers.data.arguments import option
 from hf_papers.errors import UserError
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class AugmentationOptions:
     """Options of a task that changes its images at random; a task's own options inherit from it. All are off at first."""
 
-    rotation: float = _option(0.0, "turn by up to so many degrees, either way")
-    scaling: float = _option(0.0, "enlarge or reduce by up to this share: 0.1 is a factor from 1/1.1 to 1.1")
-    shear: float = _option(0.0, "slant by up to so many degrees, either way")
-    translation: float = _option(0.0, "shift by up to so many pixels along each side, either way")
-    horizontal_flip: bool = _option(False, "mirror left and right in half of the cases")
-    vertical_flip: bool = _option(False, "mirror top and bottom in half of the cases")
-    elastic_std: float = _option(0.0, "bend: standard deviation in pixels of the shifts on a coarse grid of points")
-    elastic_points: int = _option(3, "points along each side of that grid; between them the shift is a smooth surface")
-    brightness: float = _option(0.0, "add up to this to all pixels of an image, either way")
-    contrast: float = _option(0.0, "spread pixels about their mean by up to this share, as scaling does")
-    gamma: float = _option(0.0, "bend the curve of grey values by an exponent of up to this share away from 1")
-    noise: float = _option(0.0, "standard deviation of Gaussian noise on every pixel")
-    border: Literal["reflection", "border", "zeros"] = _option(
+    rotation: float = option(0.0, "turn by up to so many degrees, either way")
+    scaling: float = option(0.0, "enlarge or reduce by up to this share: 0.1 is a factor from 1/1.1 to 1.1")
+    shear: float = option(0.0, "slant by up to so many degrees, either way")
+    translation: float = option(0.0, "shift by up to so many pixels along each side, either way")
+    horizontal_flip: bool = option(False, "mirror left and right in half of the cases")
+    vertical_flip: bool = option(False, "mirror top and bottom in half of the cases")
+    elastic_std: float = option(0.0, "bend: standard deviation in pixels of the shifts on a coarse grid of points")
+    elastic_points: int = option(3, "points along each side of that grid; between them the shift is a smooth surface")
+    brightness: float = option(0.0, "add up to this to all pixels of an image, either way")
+    contrast: float = option(0.0, "spread pixels about their mean by up to this share, as scaling does")
+    gamma: float = option(0.0, "bend the curve of grey values by an exponent of up to this share away from 1")
+    noise: float = option(0.0, "standard deviation of Gaussian noise on every pixel")
+    border: Literal["reflection", "border", "zeros"] = option(
         "reflection", "what lies outside an image: its mirror image, its outermost pixels drawn out, or zeros"
     )
 
     def __post_init__(self) -> None:
-        for option in fields(AugmentationOptions):
-            value = getattr(self, option.name)
+        for entry in fields(AugmentationOptions):
+            value = getattr(self, entry.name)
             if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-                raise UserError(f"{option.name} must be a finite number of at least 0, not {value}.")
+                raise UserError(f"{entry.name} must be a finite number of at least 0, not {value}.")
         if self.elastic_points < 2:
             raise UserError(f"elastic_points must be at least 2, not {self.elastic_points}: one point only shifts.")
         if self.shear >= 90:

@@ -148,10 +148,7 @@ class InceptionRuler(Ruler):
             ) from error
         try:
             self.model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # URLError is an OSError; a cut file fails to unpickle as RuntimeError
+        except (OSError, RuntimeError) as error:  # no network is an OSError, a file that was cut off a RuntimeError
             raise UserError(f"The weights of InceptionV3 could not be fetched ({error}). {instead}") from error
         self.model.to(device).eval()
         self.fingerprint = fingerprint(self.model)

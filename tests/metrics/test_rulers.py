@@ -156,9 +156,7 @@ def test_a_classifier_of_the_hub_can_be_a_ruler(tmp_path: Path) -> None:
 
 def test_a_classifier_of_ours_can_be_a_ruler(tmp_path: Path) -> None:
     auto = "AutoModelForImageClassification"
-    paper = next((paper for paper in papers().values() if auto in paper.models and paper.image_processor), None)
-    if paper is None:
-        pytest.skip("no paper of this checkout classifies images")
+    paper = next(paper for paper in papers().values() if auto in paper.models and paper.image_processor)
     register_all()
     model = paper.model_classes[auto](paper.config_class.from_preset("tiny"))
     model.save_pretrained(tmp_path)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from hf_papers.papers.bert.masking_bert import IGNORED, Masker
 from hf_papers.papers.bert.modeling_bert import PaperBertForPreTraining
 from hf_papers.papers.bert.pretraining_data_bert import BatchMaker, PoolSettings, PretrainingStream, fixed_batches
 from hf_papers.papers.bert.tokenization_bert import check_vocabulary, load_tokenizer, train_tokenizer
+from hf_papers.training.arguments import option
 from hf_papers.training.task import Batch, Context, Task, Turn
 
 
@@ -40,42 +41,38 @@ COUNTED_TOKENS = 1_000_000  # of the training split, to find its most frequent t
 SHORTEST = 8  # tokens: room for the special ones and a few words
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class BertPretrainingOptions:
     """The task's own options."""
 
-    tokenizer: str | None = _option(
+    tokenizer: str | None = option(
         None, "folder or Hub id of a vocabulary; none: one of vocab_size tokens is trained on the training split first"
     )
-    lowercase: bool = _option(True, "a tokenizer that is trained here folds upper case and accents away")
-    min_frequency: int = _option(2, "of a word piece, for a tokenizer that is trained here")
-    tokenizer_documents: int = _option(100_000, "documents that a tokenizer is trained on at most")
-    document_kind: DocumentKind = _option(
+    lowercase: bool = option(True, "a tokenizer that is trained here folds upper case and accents away")
+    min_frequency: int = option(2, "of a word piece, for a tokenizer that is trained here")
+    tokenizer_documents: int = option(100_000, "documents that a tokenizer is trained on at most")
+    document_kind: DocumentKind = option(
         "row", "a document is a row, or the rows up to the next heading ' = Title = ', or rows_per_document sentences"
     )
-    rows_per_document: int = _option(100, "rows that make a document where rows are sentences")
-    second_dataset: str | None = _option(None, "a further data set to learn from, beside the one that is measured on")
-    second_dataset_config: str | None = _option(None, "its configuration")
-    second_train_split: str = _option("train", "its rows to learn from")
-    second_document_kind: DocumentKind = _option("row", "what a document of it is, as document_kind")
-    second_share: float = _option(0.5, "share of the tokens that come from it")
-    objective: Literal["mlm_nsp", "mlm", "left_to_right"] = _option(
+    rows_per_document: int = option(100, "rows that make a document where rows are sentences")
+    second_dataset: str | None = option(None, "a further data set to learn from, beside the one that is measured on")
+    second_dataset_config: str | None = option(None, "its configuration")
+    second_train_split: str = option("train", "its rows to learn from")
+    second_document_kind: DocumentKind = option("row", "what a document of it is, as document_kind")
+    second_share: float = option(0.5, "share of the tokens that come from it")
+    objective: Literal["mlm_nsp", "mlm", "left_to_right"] = option(
         "mlm_nsp", "masked words and next sentence; without the latter; or each next word by a causal model (table 5)"
     )
-    sequence_length: int = _option(128, "tokens of a pair, special ones included")
-    long_sequence_length: int = _option(512, "tokens of a pair in the last steps")
-    long_sequence_share: float = _option(
+    sequence_length: int = option(128, "tokens of a pair, special ones included")
+    long_sequence_length: int = option(512, "tokens of a pair in the last steps")
+    long_sequence_share: float = option(
         0.0, "share of the steps that have long sequences, at the end; 0.1 in the paper"
     )
-    masking_probability: float = _option(0.15, "share of the tokens that are to be predicted")
-    whole_word_masking: bool = _option(False, "all pieces of a word are masked together")
-    short_sequence_probability: float = _option(0.1, "share of the documents that make shorter sequences")
-    pool_tokens: int = _option(4_000_000, "tokens of text that are read, cut and shuffled at a time")
-    evaluation_sequences: int = _option(1000, "held-out sequences that a model is judged on at most")
+    masking_probability: float = option(0.15, "share of the tokens that are to be predicted")
+    whole_word_masking: bool = option(False, "all pieces of a word are masked together")
+    short_sequence_probability: float = option(0.1, "share of the documents that make shorter sequences")
+    pool_tokens: int = option(4_000_000, "tokens of text that are read, cut and shuffled at a time")
+    evaluation_sequences: int = option(1000, "held-out sequences that a model is judged on at most")
 
     def __post_init__(self) -> None:
         for name in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from hf_papers.papers.bert.glue_data import (
 from hf_papers.papers.bert.glue_start import Start, as_transformers
 from hf_papers.papers.bert.modeling_bert import PaperBertForSequenceClassification
 from hf_papers.papers.bert.tokenization_bert import check_vocabulary, load_tokenizer
+from hf_papers.training.arguments import option
 from hf_papers.training.recipe import Recipe
 from hf_papers.training.task import Batch, Context, Task, Turn
 
@@ -40,33 +41,29 @@ from hf_papers.training.task import Batch, Context, Task, Turn
 POOL = 50  # batches that are sorted by length together
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class GlueOptions:
     """The task's own options, where they have one under the names of transformers' run_glue_no_trainer.py."""
 
-    task_name: str | None = _option(
+    task_name: str | None = option(
         None, "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli; none: data of your own"
     )
-    model_name_or_path: str | None = _option(
+    model_name_or_path: str | None = option(
         None, "where to start: a run of ours or a BERT checkpoint, folder or Hub id; none: random weights"
     )
-    tokenizer_name: str | None = _option(None, "folder or Hub id of the tokenizer; none: that of the start")
-    train_file: str | None = _option(None, "CSV, TSV, JSON or parquet with sentence1[, sentence2] and label")
-    validation_file: str | None = _option(None, "the same, scored at the end")
-    test_file: str | None = _option(None, "the same without labels, answered by --do_predict")
-    max_length: int = _option(128, "word pieces of a text or pair; more are cut")
-    pad_to_max_length: bool = _option(False, "fill every batch up to max_length instead of to its longest row")
-    too_long: Literal["truncate", "refuse"] = _option("truncate", "what to do with more than max_length word pieces")
-    bucketing: bool = _option(True, "batches of rows of about the same length")
-    per_device_eval_batch_size: int = _option(64, "examples per batch of an evaluation")
-    train_examples: int | None = _option(None, "learn from this many rows only, as many of each class (few-shot)")
-    freeze_encoder: bool = _option(False, "train the last layer alone, on the encoder's features")
-    ignore_mismatched_sizes: bool = _option(False, "start from another task's classifier without its last layer")
-    implementation: Literal["ours", "transformers"] = _option(
+    tokenizer_name: str | None = option(None, "folder or Hub id of the tokenizer; none: that of the start")
+    train_file: str | None = option(None, "CSV, TSV, JSON or parquet with sentence1[, sentence2] and label")
+    validation_file: str | None = option(None, "the same, scored at the end")
+    test_file: str | None = option(None, "the same without labels, answered by --do_predict")
+    max_length: int = option(128, "word pieces of a text or pair; more are cut")
+    pad_to_max_length: bool = option(False, "fill every batch up to max_length instead of to its longest row")
+    too_long: Literal["truncate", "refuse"] = option("truncate", "what to do with more than max_length word pieces")
+    bucketing: bool = option(True, "batches of rows of about the same length")
+    per_device_eval_batch_size: int = option(64, "examples per batch of an evaluation")
+    train_examples: int | None = option(None, "learn from this many rows only, as many of each class (few-shot)")
+    freeze_encoder: bool = option(False, "train the last layer alone, on the encoder's features")
+    ignore_mismatched_sizes: bool = option(False, "start from another task's classifier without its last layer")
+    implementation: Literal["ours", "transformers"] = option(
         "ours", "whose model classes; transformers' own, from the same weights, for comparison"
     )
 

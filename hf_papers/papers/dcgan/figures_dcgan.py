@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import nn
 
 from hf_papers.papers.dcgan.modeling_dcgan import PaperDcganModel, vector_arithmetic
+from hf_papers.training import image_grids as grids
 
 
 SUM_SAMPLES = 2000  # images among which the terms of a sum are looked for
@@ -27,44 +27,12 @@ FRAME_MS, LAST_FRAME_MS = 160, 2500
 Frames = Sequence[tuple[int | None, torch.Tensor]]  # (steps taken, images); None stands for the published model
 
 
-def side_by_side(left: torch.Tensor, right: torch.Tensor, path: Path) -> Path:
-    """Two square grids of (n, c, h, w) images, entry for entry."""
-    count = int(len(left) ** 0.5)
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
-    for axes, images, title in zip(
-        figure.subplots(1, 2), (left, right), ("generated", "nearest in the training data"), strict=True
-    ):
-        _show(axes, _grid([images[row * count : (row + 1) * count] for row in range(count)]))
-        axes.set_title(title, fontsize=11)
-    return _save(figure, path)
-
-
-def rows(images: Sequence[torch.Tensor], path: Path) -> Path:
-    """One row of pictures per (n, c, h, w) tensor."""
-    figure = Figure(figsize=(8, 8 * len(images) / len(images[0])), layout="constrained")
-    _show(figure.subplots(), _grid(images))
-    return _save(figure, path)
-
-
 def progression(frames: Frames, path: Path) -> Path:
     """A row of pictures for each of some frames, evenly chosen, the last one included."""
     chosen = [
         frames[index] for index in torch.linspace(0, len(frames) - 1, SHOWN_STEPS).round().int().unique().tolist()
     ]
-    images = [pictures[:12] for _, pictures in chosen]
-    figure = Figure(figsize=(8, 0.6 + 7.2 * len(images) / len(images[0])), layout="constrained")
-    axes = figure.subplots()
-    _show(axes, _grid(images))
-    height = images[0].shape[-2] + 1
-    axes.set_axis_on()
-    axes.spines[:].set_visible(False)
-    axes.set_xticks([])
-    axes.set_yticks(
-        [row * height + height / 2 for row in range(len(images))],
-        ["published" if step is None else f"{step:,}" for step, _ in chosen],
-    )
-    axes.tick_params(length=0)
-    return _save(figure, path)
+    return grids.progression([(step, pictures[:12]) for step, pictures in chosen], path)
 
 
 def film(frames: Frames, path: Path, width: int = 320) -> Path:
@@ -72,13 +40,13 @@ def film(frames: Frames, path: Path, width: int = 320) -> Path:
     pictures = []
     for step, images in frames:
         side = int(len(images) ** 0.5)
-        grid = _to_picture(_grid([images[row * side : (row + 1) * side] for row in range(side)]))
-        scale = max(1, width // grid.width)
-        grid = grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
-        frame = Image.new(grid.mode, (grid.width, grid.height + 16), "white")
-        frame.paste(grid)
+        board = _to_picture(grids.grid([images[row * side : (row + 1) * side] for row in range(side)]))
+        scale = max(1, width // board.width)
+        board = board.resize((board.width * scale, board.height * scale), Image.Resampling.NEAREST)
+        frame = Image.new(board.mode, (board.width, board.height + 16), "white")
+        frame.paste(board)
         text = "published" if step is None else f"step {step:,}"
-        ImageDraw.Draw(frame).text((4, grid.height + 2), text, fill="black")
+        ImageDraw.Draw(frame).text((4, board.height + 2), text, fill="black")
         # Few colours and no dithering: dots between them would be most of the file.
         pictures.append(frame.quantize(32, dither=Image.Dither.NONE))
     durations = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS]
@@ -141,10 +109,10 @@ def arithmetic(sums: Sequence[Sum], path: Path) -> Path:
     grid = figure.subplots(len(sums), 4, squeeze=False, width_ratios=(4, 4, 4, 1))
     for line, entry in zip(grid, sums, strict=True):
         for axes, images in zip(line, (entry.plus, entry.minus, entry.base, entry.result[None]), strict=True):
-            _show(axes, _grid([images]))
+            grids.show(axes, grids.grid([images]))
     for axes, title in zip(grid[0], ("three, and their mean", "minus", "plus", "="), strict=True):
         axes.set_title(title, fontsize=10)
-    return _save(figure, path)
+    return grids.save(figure, path)
 
 
 # ---------------------------------------------------------------------------------------------- what D looks for
@@ -169,9 +137,9 @@ def filters(model: PaperDcganModel, path: Path) -> Path:
         spread = weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
         patches = 0.5 + 0.5 * weight / spread
         columns = max(1, round(len(patches) ** 0.5))
-        _show(axes, _grid(list(_pad(patches, columns).split(columns))))
+        grids.show(axes, grids.grid(list(_pad(patches, columns).split(columns))))
         axes.set_title(title, fontsize=11)
-    return _save(figure, path)
+    return grids.save(figure, path)
 
 
 def responses(model: PaperDcganModel, images: torch.Tensor, path: Path) -> Path:
@@ -187,9 +155,9 @@ def responses(model: PaperDcganModel, images: torch.Tensor, path: Path) -> Path:
         for feature in range(min(SHOWN_FEATURES, model.config.discriminator_width)):
             shown, response = guided_responses(network, images, feature, SHOWN_IMAGES)
             lines += [0.5 + 0.5 * shown.cpu(), response.cpu()]
-        _show(axes, _grid(lines))
+        grids.show(axes, grids.grid(lines))
         axes.set_title(title, fontsize=11)
-    return _save(figure, path)
+    return grids.save(figure, path)
 
 
 def guided_responses(
@@ -236,27 +204,6 @@ def _pad(images: torch.Tensor, columns: int) -> torch.Tensor:
     return torch.cat([images, images.new_ones(missing, *images.shape[1:])]) if missing else images
 
 
-def _grid(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows of (n, c, h, w) tensors as one (height, width, c) picture with a pixel between neighbours."""
-    lines = []
-    for row in images:
-        pixels = row.float() / 255 if row.dtype == torch.uint8 else row.float()
-        padded = torch.nn.functional.pad(pixels, (0, 1, 0, 1), value=0.5)
-        lines.append(torch.cat(list(padded), dim=2))
-    return torch.cat(lines, dim=1).movedim(0, -1)
-
-
 def _to_picture(grid: torch.Tensor) -> Image.Image:
     array = (grid.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-
-
-def _show(axes: Axes, picture: torch.Tensor) -> None:
-    grey = picture.shape[-1] == 1
-    axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, vmin=0, vmax=1, aspect="equal")
-    axes.set_axis_off()
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
-    return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +35,8 @@ from hf_papers.papers.dcgan.modeling_dcgan import (
     generator_loss,
     sample_latents,
 )
+from hf_papers.training import image_grids as grids
+from hf_papers.training.arguments import option
 from hf_papers.training.optimizers import build_optimizer
 from hf_papers.training.shadow import Shadow
 from hf_papers.training.task import Batch, Context, Task, Turn
@@ -52,47 +54,43 @@ GAME_DECAY = 0.99
 NO_RULER = "none is named: FID, KID and Inception Score were not measured"
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class DcganOptions:
     """What only this task knows."""
 
-    discriminator_learning_rate: float | None = _option(
+    discriminator_learning_rate: float | None = option(
         None, "of the discriminator; that of the generator if not given"
     )
-    generator_average: float = _option(
+    generator_average: float = option(
         0.0,
         "decay of the running average of the generator's weights that is judged and published; 0: its last weights",
     )
-    sync_batch_norm: bool = _option(True, "with several processes, take batch statistics over all their images")
-    margin: int = _option(
+    sync_batch_norm: bool = option(True, "with several processes, take batch statistics over all their images")
+    margin: int = option(
         0, "pixels of black ground around the picture, inside image_size: 2 make MNIST's 28 pixels 32 without blurring"
     )
-    ruler: str | None = _option(
+    ruler: str | None = option(
         None, "what FID, KID and Inception Score are read from: an image classifier (folder or Hub id), or 'inception'"
     )
-    ruler_layer: str | None = _option(
+    ruler_layer: str | None = option(
         None, "its hidden layer: a number (-1: the last, as if not given) or a module's name"
     )
-    original_format: str | None = _option(
+    original_format: str | None = option(
         None,
         "of the data set's pictures, e.g. PNG; where those read are of another, every number is marked as of copies",
     )
-    test_images: int = _option(10_000, "generated images that the numbers of the test split come from")
-    validation_images: int = _option(
+    test_images: int = option(10_000, "generated images that the numbers of the test split come from")
+    validation_images: int = option(
         2_000, "generated, and validation, images that an evaluation while training compares"
     )
-    classifier_images: int = _option(
+    classifier_images: int = option(
         20_000, "labelled training images that the judge of mode coverage learns from; 0: no mode coverage"
     )
-    svm_images: int = _option(
+    svm_images: int = option(
         0,
         "labelled training images that a linear SVM on the discriminator's features learns from (section 5); 0: none",
     )
-    film_frames: int = _option(40, "pictures of the same latents that are kept while training; 0: no film")
+    film_frames: int = option(40, "pictures of the same latents that are kept while training; 0: no film")
 
     def __post_init__(self) -> None:
         at_least = {"margin": 0, "test_images": 2, "validation_images": 2, "classifier_images": 0, "svm_images": 0}
@@ -398,10 +396,10 @@ class DcganTask(Task):
         real = self._tensors(self.data.train_split, 500)["pixel_values"].to(context.device)
         sums = draw.find_sums(model, self._judge, self._inside, self.arguments.seed)
         pictures = {
-            "Samples (left) and the training image nearest to each (right)": draw.side_by_side(
+            "Samples (left) and the training image nearest to each (right)": grids.side_by_side(
                 samples, nearest, folder / "samples.png"
             ),
-            "Latent walks: from one z to another": draw.rows(walks, folder / "walk.png"),
+            "Latent walks: from one z to another": grids.rows(walks, folder / "walk.png"),
             "Vector arithmetic: three z averaged, bold minus thin (or bright minus dark) plus another": draw.arithmetic(
                 sums, folder / "arithmetic.png"
             ),

@@ -1,53 +1,15 @@
-"""Pictures of a finished run. Every function takes images in [0, 1] or uint8 and writes one PNG."""
+"""The picture of a finished run that is GAN's own; rows of images are drawn by `training.image_grids`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from hf_papers.training.image_grids import save
 
 
 INK = "#4f46e5"
-
-
-def side_by_side(left: torch.Tensor, right: torch.Tensor, path: Path) -> Path:
-    """Two square grids of (n, c, h, w) images, entry for entry."""
-    count = int(len(left) ** 0.5)
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
-    for axes, images, title in zip(
-        figure.subplots(1, 2), (left, right), ("generated", "nearest in the training data"), strict=True
-    ):
-        _show(axes, _grid([images[row * count : (row + 1) * count] for row in range(count)]))
-        axes.set_title(title, fontsize=11)
-    return _save(figure, path)
-
-
-def rows(images: Sequence[torch.Tensor], path: Path) -> Path:
-    """One row of pictures per (n, c, h, w) tensor."""
-    figure = Figure(figsize=(8, 8 * len(images) / len(images[0])), layout="constrained")
-    _show(figure.subplots(), _grid(images))
-    return _save(figure, path)
-
-
-def progression(snapshots: Sequence[tuple[int | None, torch.Tensor]], path: Path) -> Path:
-    """One row of pictures per (steps taken, images); None stands for the finished model."""
-    images = [pictures for _, pictures in snapshots]
-    figure = Figure(figsize=(8, 0.6 + 7.2 * len(images) / len(images[0])), layout="constrained")
-    axes = figure.subplots()
-    _show(axes, _grid(images))
-    height = images[0].shape[-2] + 1
-    axes.set_axis_on()
-    axes.spines[:].set_visible(False)
-    axes.set_xticks([])
-    axes.set_yticks(
-        [row * height + height / 2 for row in range(len(images))],
-        ["published" if step is None else f"{step:,}" for step, _ in snapshots],
-    )
-    axes.tick_params(length=0)
-    return _save(figure, path)
 
 
 def curve(values: dict[float, float], path: Path) -> Path:
@@ -63,25 +25,4 @@ def curve(values: dict[float, float], path: Path) -> Path:
     axes.set_xlabel(f"sigma of the window (best {best:.3f})")
     axes.set_ylabel("log-likelihood (nats)")
     axes.grid(alpha=0.3)
-    return _save(figure, path)
-
-
-def _grid(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows of (n, c, h, w) tensors as one (height, width, c) picture with a pixel between neighbours."""
-    lines = []
-    for row in images:
-        pixels = row.float() / 255 if row.dtype == torch.uint8 else row.float()
-        padded = torch.nn.functional.pad(pixels, (0, 1, 0, 1), value=0.5)
-        lines.append(torch.cat(list(padded), dim=2))
-    return torch.cat(lines, dim=1).movedim(0, -1)
-
-
-def _show(axes: Axes, picture: torch.Tensor) -> None:
-    grey = picture.shape[-1] == 1
-    axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, vmin=0, vmax=1, aspect="equal")
-    axes.set_axis_off()
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
-    return path
+    return save(figure, path)

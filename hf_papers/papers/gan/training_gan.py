@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,8 @@ from hf_papers.papers.gan.modeling_gan import (
     generator_loss,
     sample_latents,
 )
+from hf_papers.training import image_grids as grids
+from hf_papers.training.arguments import option
 from hf_papers.training.optimizers import build_optimizer
 from hf_papers.training.shadow import Shadow
 from hf_papers.training.task import Batch, Context, Task, Turn
@@ -43,42 +45,34 @@ SNAPSHOT_STEPS = frozenset(mantissa * 10**power for power in range(7) for mantis
 SNAPSHOT_IMAGES = 12
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class GanOptions:
     """What only this task knows."""
 
-    discriminator_steps: int = _option(
-        1, "k of Algorithm 1: discriminator steps, each on a batch of its own, per step"
-    )
-    discriminator_learning_rate: float | None = _option(
+    discriminator_steps: int = option(1, "k of Algorithm 1: discriminator steps, each on a batch of its own, per step")
+    discriminator_learning_rate: float | None = option(
         None, "of the discriminator; that of the generator if not given"
     )
-    generator_average: float = _option(
+    generator_average: float = option(
         0.0,
         "decay of the running average of the generator's weights that is judged and published; 0: its last weights",
     )
-    fresh_noise: bool = _option(
+    fresh_noise: bool = option(
         False, "draw new noise for the generator's turn, as Algorithm 1 does; the authors' code reuses the noise"
     )
-    bias_from_data: bool = _option(
+    bias_from_data: bool = option(
         True, "start the generator's output at the mean training image, as the authors' code does"
     )
-    lr_decay_per_step: float = _option(
-        1.0, "divide the learning rates by this after every step; the authors: 1.000004"
-    )
-    minimum_learning_rate: float = _option(1e-6, "where that decay ends")
-    final_momentum: float | None = _option(None, "of SGD, reached linearly from --momentum; the authors: 0.7")
-    momentum_epochs: int = _option(250, "epoch in which SGD's momentum arrives at --final_momentum")
-    parzen_samples: int = _option(10_000, "generated images of the Parzen window")
-    validation_images: int = _option(1_000, "images that an evaluation while training scores; the last one scores all")
-    smallest_sigma: float = _option(0.1, "of the Parzen window's grid")
-    largest_sigma: float = _option(1.0, "of the Parzen window's grid")
-    num_sigmas: int = _option(28, "values in that grid, even in the logarithm")
-    classifier_images: int = _option(20_000, "labelled training images that the judge of mode coverage learns from")
+    lr_decay_per_step: float = option(1.0, "divide the learning rates by this after every step; the authors: 1.000004")
+    minimum_learning_rate: float = option(1e-6, "where that decay ends")
+    final_momentum: float | None = option(None, "of SGD, reached linearly from --momentum; the authors: 0.7")
+    momentum_epochs: int = option(250, "epoch in which SGD's momentum arrives at --final_momentum")
+    parzen_samples: int = option(10_000, "generated images of the Parzen window")
+    validation_images: int = option(1_000, "images that an evaluation while training scores; the last one scores all")
+    smallest_sigma: float = option(0.1, "of the Parzen window's grid")
+    largest_sigma: float = option(1.0, "of the Parzen window's grid")
+    num_sigmas: int = option(28, "values in that grid, even in the logarithm")
+    classifier_images: int = option(20_000, "labelled training images that the judge of mode coverage learns from")
 
     def __post_init__(self) -> None:
         at_least = {"discriminator_steps": 1, "momentum_epochs": 2, "parzen_samples": 2, "validation_images": 2}
@@ -329,14 +323,14 @@ class GanTask(Task):
         nearest = train[nearest_neighbours(samples, train)[1]]
         rows = [model.interpolate(latents[2 * row], latents[2 * row + 1], 12).float().cpu() for row in range(6)]
         pictures = {
-            "Samples (left) and the training image nearest to each (right)": draw.side_by_side(
+            "Samples (left) and the training image nearest to each (right)": grids.side_by_side(
                 samples, nearest, folder / "samples.png"
             ),
-            "From one latent to another": draw.rows(rows, folder / "interpolation.png"),
+            "From one latent to another": grids.rows(rows, folder / "interpolation.png"),
         }
         if self.snapshots:
             grown = [*self.snapshots, (None, _to_uint8(samples[:SNAPSHOT_IMAGES]))]
-            pictures["The same latents while training (steps on the left)"] = draw.progression(
+            pictures["The same latents while training (steps on the left)"] = grids.progression(
                 grown, folder / "progression.png"
             )
         if self.data.validation_split is not None:

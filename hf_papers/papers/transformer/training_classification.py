@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from hf_papers.papers.transformer.modeling_transformer import PaperTransformerFo
 from hf_papers.papers.transformer.pairs_transformer import encode, shorten
 from hf_papers.papers.transformer.tokenization_transformer import check_vocabulary, load_tokenizer, train_tokenizer
 from hf_papers.papers.transformer.translating_transformer import batches_of
+from hf_papers.training.arguments import option
 from hf_papers.training.start import Start
 from hf_papers.training.task import Batch, Context, Task, Turn
 
@@ -31,23 +32,19 @@ EVALUATION_TOKENS = 4096
 HEAD = r"classifier\."
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class ClassificationOptions:
     """The task's own options."""
 
-    model_name_or_path: str | None = _option(
+    model_name_or_path: str | None = option(
         None, "a translator or classifier of ours whose encoder and vocabulary to start from; none: random weights"
     )
-    tokenizer: str | None = _option(
+    tokenizer: str | None = option(
         None, "folder or Hub id of a vocabulary; none: that of the start, or one of vocab_size is trained first"
     )
-    min_frequency: int = _option(2, "of a piece of a word, for a tokenizer that is trained here")
-    max_tokens: int = _option(128, "tokens of a text; more are cut")
-    freeze_encoder: bool = _option(False, "train the last layer alone, on the encoder's features")
+    min_frequency: int = option(2, "of a piece of a word, for a tokenizer that is trained here")
+    max_tokens: int = option(128, "tokens of a text; more are cut")
+    freeze_encoder: bool = option(False, "train the last layer alone, on the encoder's features")
 
     def __post_init__(self) -> None:
         for name in ("min_frequency", "max_tokens"):

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from hf_papers.papers.transformer.modeling_transformer import IGNORED, PaperTran
 from hf_papers.papers.transformer.pairs_transformer import COLUMNS, PairEncoder, PairTexts, encode, read_pairs
 from hf_papers.papers.transformer.tokenization_transformer import check_vocabulary, load_tokenizer, train_tokenizer
 from hf_papers.papers.transformer.translating_transformer import Search, Translator, batches_of
+from hf_papers.training.arguments import option
 from hf_papers.training.shadow import Shadow
 from hf_papers.training.start import Start
 from hf_papers.training.task import Batch, Context, Task, Turn
@@ -32,37 +33,33 @@ NOTHING = r"(?!)"  # matches no name
 SHOWN = 6  # pairs of the test split whose translation stands in results.json
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class TranslationOptions:
     """The task's own options."""
 
-    tokenizer: str | None = _option(
+    tokenizer: str | None = option(
         None, "folder or Hub id of a shared vocabulary; none: that of the start, or one of vocab_size is trained first"
     )
-    lowercase: bool = _option(False, "a tokenizer that is trained here folds upper case away")
-    min_frequency: int = _option(2, "of a piece of a word, for a tokenizer that is trained here")
-    model_name_or_path: str | None = _option(
+    lowercase: bool = option(False, "a tokenizer that is trained here folds upper case away")
+    min_frequency: int = option(2, "of a piece of a word, for a tokenizer that is trained here")
+    model_name_or_path: str | None = option(
         None, "where to start: a run of ours, folder or Hub id, with its vocabulary; none: random weights"
     )
-    train_file: str | None = _option(None, "CSV, TSV, JSON or parquet with source and target, instead of a data set")
-    validation_file: str | None = _option(None, "the same, to choose the best weights by")
-    test_file: str | None = _option(None, "the same, translated once, at the end")
-    tokens_per_batch: int | None = _option(
+    train_file: str | None = option(None, "CSV, TSV, JSON or parquet with source and target, instead of a data set")
+    validation_file: str | None = option(None, "the same, to choose the best weights by")
+    test_file: str | None = option(None, "the same, translated once, at the end")
+    tokens_per_batch: int | None = option(
         None, "tokens of a batch on either side, padding included; none: per_device_train_batch_size pairs"
     )
-    max_tokens: int = _option(128, "pairs with more tokens on a side are left out of the training")
-    label_smoothing: float = _option(0.1, "share of the truth that is spread over the whole vocabulary (section 5.4)")
-    average_decay: float = _option(
+    max_tokens: int = option(128, "pairs with more tokens on a side are left out of the training")
+    label_smoothing: float = option(0.1, "share of the truth that is spread over the whole vocabulary (section 5.4)")
+    average_decay: float = option(
         0.998, "how slowly the published average of the weights forgets; 0 publishes the last weights themselves"
     )
-    num_beams: int = _option(4, "unfinished translations kept at every step, on the test split (section 6.1)")
-    length_penalty: float = _option(0.6, "of beam search: scores are log-probability / length^penalty")
-    select_by: Literal["bleu", "exact_match", "loss"] = _option("bleu", "what the best weights are chosen by")
-    evaluation_rows: int | None = _option(None, "pairs of a split that a model is judged on at most; none: all")
+    num_beams: int = option(4, "unfinished translations kept at every step, on the test split (section 6.1)")
+    length_penalty: float = option(0.6, "of beam search: scores are log-probability / length^penalty")
+    select_by: Literal["bleu", "exact_match", "loss"] = option("bleu", "what the best weights are chosen by")
+    evaluation_rows: int | None = option(None, "pairs of a split that a model is judged on at most; none: all")
 
     def __post_init__(self) -> None:
         for name in ("min_frequency", "tokens_per_batch", "num_beams", "evaluation_rows"):

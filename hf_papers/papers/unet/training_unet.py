@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +30,7 @@ from hf_papers.papers.unet.masks_unet import MaskReader
 from hf_papers.papers.unet.modeling_unet import PaperUnetForSemanticSegmentation, centre_crop
 from hf_papers.papers.unet.pairs_unet import PairsFolder, is_pairs_folder
 from hf_papers.papers.unet.weight_map_unet import border_weights, class_weights
+from hf_papers.training.arguments import option
 from hf_papers.training.start import Start
 from hf_papers.training.task import Batch, Context, Task, Turn
 
@@ -43,34 +44,28 @@ FROM_START = ("stage_channels", "padding", "batch_norm", "skip_connections")
 MAY_DIFFER = r"^classifier\.|^unet\.contracting_path\.stages\.0\.convolutions\.0\."
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class UnetOptions(AugmentationOptions):
     """The task's own options, and those of the random changes of images."""
 
-    model_name_or_path: str | None = _option(
+    model_name_or_path: str | None = option(
         None,
         "where to start: a run of this paper, folder or Hub id; its sizes win over the recipe's; none: random weights",
     )
-    class_names: list[str] | tuple[str, ...] = _option(
+    class_names: list[str] | tuple[str, ...] = option(
         ("background", "foreground"), "what the classes are called, in the order of their numbers"
     )
-    mask_kind: Literal["classes", "instances"] = _option(
+    mask_kind: Literal["classes", "instances"] = option(
         "classes", "what a mask's values are: classes, or 0 and a number for each cell"
     )
-    mask_values: list[int] | tuple[int, ...] | None = _option(
+    mask_values: list[int] | tuple[int, ...] | None = option(
         None, "values in the masks in the order of class_names, where these are not 0, 1, 2, … or 0 and 255"
     )
-    tile_size: int = _option(572, "height and width of what the network is shown in training, cut out at random")
-    weight_map: bool = _option(True, "weigh pixels by eq. 2; without it all pixels count alike")
-    border_weight: float = _option(
-        10.0, "w_0 of eq. 2: how much the background between two touching cells counts more"
-    )
-    border_sigma: float = _option(5.0, "sigma of eq. 2, in pixels: how fast that fades as the cells move apart")
-    test_views: int = _option(
+    tile_size: int = option(572, "height and width of what the network is shown in training, cut out at random")
+    weight_map: bool = option(True, "weigh pixels by eq. 2; without it all pixels count alike")
+    border_weight: float = option(10.0, "w_0 of eq. 2: how much the background between two touching cells counts more")
+    border_sigma: float = option(5.0, "sigma of eq. 2, in pixels: how fast that fades as the cells move apart")
+    test_views: int = option(
         1, "predict for 1, 4 (rotations) or 8 (and mirrored) versions of a test image and average"
     )
 

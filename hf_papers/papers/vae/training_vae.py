@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from hf_papers.errors import UserError
 from hf_papers.papers.vae.image_processing_vae import PaperVaeImageProcessor
 from hf_papers.papers.vae.modeling_vae import PaperVaeModel
+from hf_papers.training.arguments import option
 from hf_papers.training.task import Batch, Context, Task, Turn
 
 
@@ -26,23 +27,19 @@ EVALUATION_BATCH = 1000
 EVALUATION_SAMPLES = 2_000
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class VaeOptions:
     """The task's own options."""
 
-    binarize: Literal["dynamic", "threshold", "none"] = _option(
+    binarize: Literal["dynamic", "threshold", "none"] = option(
         "dynamic",
         "pixels to 0 and 1: drawn anew at every look with the grey level as probability, by a threshold of one half, or not",
     )
-    kl_weight: float = _option(1.0, "final factor of the divergence in the loss (beta of a beta-VAE)")
-    kl_warmup_steps: int = _option(0, "steps over which that factor grows from 0, against posterior collapse")
-    free_bits: float = _option(0.0, "nats per latent entry that cost nothing, against posterior collapse (1606.04934)")
-    importance_samples: int = _option(1000, "samples per image of the log-likelihood on the test split; 0 for none")
-    likelihood_images: int | None = _option(None, "test images whose log-likelihood is taken; all when not given")
+    kl_weight: float = option(1.0, "final factor of the divergence in the loss (beta of a beta-VAE)")
+    kl_warmup_steps: int = option(0, "steps over which that factor grows from 0, against posterior collapse")
+    free_bits: float = option(0.0, "nats per latent entry that cost nothing, against posterior collapse (1606.04934)")
+    importance_samples: int = option(1000, "samples per image of the log-likelihood on the test split; 0 for none")
+    likelihood_images: int | None = option(None, "test images whose log-likelihood is taken; all when not given")
 
     def __post_init__(self) -> None:
         for name in ("kl_weight", "kl_warmup_steps", "free_bits", "importance_samples"):
