@@ -80,6 +80,7 @@ def test_every_generator_draws_by_the_same_protocol(checkpoints: dict[str, Path]
 def test_the_record_names_ruler_data_and_generators(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     sources = [str(checkpoints[key]) for key in ("gan", "vae", "dcgan")]
     words = [*sources, "--ruler", str(checkpoints["ruler"]), "--dataset", "embedded:digits", "--num_images", "150"]
+    words += ["--draws", "2"]
     assert command([*words, "--output", str(tmp_path), "--use_cpu"]) == 0
     record = json.loads((tmp_path / "results.json").read_text())
     ruler = open_ruler(str(checkpoints["ruler"]))
@@ -93,12 +94,19 @@ def test_the_record_names_ruler_data_and_generators(checkpoints: dict[str, Path]
     for row in rows.values():
         assert {"fid_vit", "kid_vit", "is_vit", "diversity_ratio"} <= set(row["metrics"])
     real = real_images(dcgan, DIGITS, "test", 150)["images"]
-    expected = frechet_distance(ruler.read(draw(dcgan, 150, 0)).features, ruler.read(real).features)
-    assert rows["dcgan-mnist-seed2"]["metrics"]["fid_vit"] == pytest.approx(expected, rel=1e-6)
+    first, second = (
+        frechet_distance(ruler.read(draw(dcgan, 150, seed)).features, ruler.read(real).features) for seed in (0, 1)
+    )
+    row = rows["dcgan-mnist-seed2"]
+    assert [drawn["fid_vit"] for drawn in row["draws"]] == pytest.approx([first, second], rel=1e-6)
+    assert row["metrics"]["fid_vit"] == pytest.approx((first + second) / 2, rel=1e-6)
+    assert row["spread"]["fid_vit"] == pytest.approx(abs(first - second) / 2**0.5, rel=1e-4) and first != second
+    assert rows[generators.REAL]["spread"] is None and len(rows[generators.REAL]["draws"]) == 1
     assert min(rows, key=lambda name: rows[name]["metrics"]["fid_vit"]) == generators.REAL
 
     text = (tmp_path / "table.md").read_text()
     assert text.splitlines()[2].startswith(f"| {generators.REAL} |"), "the best first"
+    assert "over 2 draws" in text and f" ± {row['spread']['fid_vit']:.2g} |" in text
     assert "FID (vit)" in text and ruler.fingerprint in text and "4,200" in text
     assert "copies" not in text
     record["note"] = "JPEG copies"
@@ -120,6 +128,8 @@ def test_what_cannot_take_part_is_refused_in_words(checkpoints: dict[str, Path],
         command([str(checkpoints["gan"]), "--dataset", "embedded:digits"])
     with pytest.raises(UserError, match="at least 2"):
         command([str(checkpoints["gan"]), "--dataset", "embedded:digits", "--ruler", "x/y", "--num_images", "1"])
+    with pytest.raises(UserError, match="--draws must be at least 1"):
+        command([str(checkpoints["gan"]), "--dataset", "embedded:digits", "--ruler", "x/y", "--draws", "0"])
 
 
 def test_the_table_of_this_checkout_is_up_to_date() -> None:
@@ -133,7 +143,7 @@ def test_the_readme_is_filled_from_the_records(checkpoints: dict[str, Path], tmp
     assert command(["--table"], tmp_path) == 0
     assert "Not run yet." in readme.read_text()
     words = [str(checkpoints["gan"]), "--ruler", str(checkpoints["ruler"]), "--dataset", "embedded:digits"]
-    assert command([*words, "--num_images", "60", "--table", "--use_cpu"], tmp_path) == 0
+    assert command([*words, "--num_images", "60", "--draws", "1", "--table", "--use_cpu"], tmp_path) == 0
     assert (tmp_path / "model_cards" / "generators" / "embedded-digits" / "results.json").is_file()
     assert "FID (vit)" in readme.read_text() and readme.read_text().startswith("before")
     readme.write_text(readme.read_text().replace("FID (vit)", "FID"))

@@ -1,7 +1,8 @@
 """Generators of several papers through one ruler: FID, KID, Inception Score and mode coverage, as one table.
 
 Any model can take part that has `sample(num_images, generator=...)`, which returns images (n, c, h, w) in [0, 1], and an
-image processor beside it. Real images go through that processor too, so that both kinds have seen the same resizing; a
+image processor beside it. Ten thousand images are a sample: the FID of one good generator differs from one draw to the
+next by more than a tenth of itself, so each is measured over several draws. Real images go through that processor too, so that both kinds have seen the same resizing; a
 `margin` that the processor adds is cut off again. Then the ruler's own processor takes over.
 """
 
@@ -46,6 +47,7 @@ class Generator:
         source: as it was given.
         model, processor: as loaded.
         steps, images_seen: of the training, where a run says so. An image counts each time it is shown.
+        draws: the metrics of each draw.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Generator:
     processor: Any
     steps: int | None = None
     images_seen: int | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    draws: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def margin(self) -> int:
@@ -116,19 +118,21 @@ def cut_margin(images: torch.Tensor, margin: int) -> torch.Tensor:
 
 
 class Measurement:
-    """One ruler, one data set, one number of images; generators are measured one after the other."""
+    """One ruler, one data set, one number of images and draws; generators are measured one after the other."""
 
-    def __init__(self, ruler: Ruler, data: DataArguments, num_images: int, seed: int) -> None:
-        self.ruler, self.data, self.num_images, self.seed = ruler, data, num_images, seed
+    def __init__(self, ruler: Ruler, data: DataArguments, num_images: int, seed: int, draws: int = 1) -> None:
+        self.ruler, self.data, self.num_images, self.seed, self.draws = ruler, data, num_images, seed, draws
         self._real: dict[tuple[Any, ...], tuple[dict[str, torch.Tensor], Reading]] = {}
 
-    def measure(self, generator: Generator) -> dict[str, float]:
-        return self._compare(generator, draw(generator, self.num_images, self.seed))
+    def measure(self, generator: Generator) -> list[dict[str, float]]:
+        """The metrics of each draw."""
+        seeds = range(self.seed, self.seed + self.draws)
+        return [self._compare(generator, draw(generator, self.num_images, seed)) for seed in seeds]
 
-    def measure_real(self, generator: Generator) -> dict[str, float]:
-        """The same for training images in the generator's place: what nobody has to beat."""
+    def measure_real(self, generator: Generator) -> list[dict[str, float]]:
+        """The same for training images in the generator's place, drawn once: what nobody has to beat."""
         train = real_images(generator, self.data, self.data.train_split, self.num_images)["images"]
-        return self._compare(generator, train)
+        return [self._compare(generator, train)]
 
     def _compare(self, generator: Generator, images: torch.Tensor) -> dict[str, float]:
         batch, real = self.real(generator)
@@ -177,7 +181,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train_split", default="train", help="of the row that says what real images score")
     parser.add_argument("--test_split", default="test", help="real images that all are compared with")
     parser.add_argument("--num_images", type=int, default=10_000, help="drawn from each generator, and real ones")
-    parser.add_argument("--seed", type=int, default=0, help="of what they draw")
+    parser.add_argument("--draws", type=int, default=5, help="times that each generator draws so many images")
+    parser.add_argument("--seed", type=int, default=0, help="of the first draw; the next ones count on from it")
     parser.add_argument("--use_cpu", action="store_true", help="stay on the CPU though there is an accelerator")
     parser.add_argument("--output", type=Path, help=f"folder; {RECORDS}/DATASET when not given")
     parser.add_argument("--table", action="store_true", help="also write the rows of DCGAN's README")
@@ -213,8 +218,9 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("ruler", "dataset"):
         if getattr(options, name) is None:
             raise UserError(f"A measurement needs --{name}.")
-    if options.num_images < 2:
-        raise UserError(f"--num_images must be at least 2, not {options.num_images}.")
+    for name, least in (("num_images", 2), ("draws", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} must be at least {least}, not {getattr(options, name)}.")
     device = torch.device("cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu")
     columns = dict(pair.split("=", 1) for pair in options.columns.split(",") if "=" in pair)
     data = DataArguments(
@@ -225,14 +231,14 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         test_split=options.test_split,
     )
     ruler = open_ruler(options.ruler, options.ruler_layer, device)
-    measurement = Measurement(ruler, data, options.num_images, options.seed)
+    measurement = Measurement(ruler, data, options.num_images, options.seed, options.draws)
     generators = [load_generator(source, device) for source in options.generators]
     rows = []
     for generator in generators:
-        print(f"{generator.name}: drawing {options.num_images:,} images …", flush=True)
-        generator.metrics = measurement.measure(generator)
+        print(f"{generator.name}: drawing {options.draws} x {options.num_images:,} images …", flush=True)
+        generator.draws = measurement.measure(generator)
         rows.append(describe_generator(generator))
-    rows.append({"name": REAL, "metrics": measurement.measure_real(generators[0])})
+    rows.append({"name": REAL, **summarize(measurement.measure_real(generators[0]))})
     found = getattr(next(open_source(data).rows(data.test_split))["image"], "format", None) or "pixels"
     return {
         "study": "generators",
@@ -262,8 +268,15 @@ def describe_generator(generator: Generator) -> dict[str, Any]:
         "image_size": dict(generator.processor.size),
         "steps": generator.steps,
         "images_seen": generator.images_seen,
-        "metrics": generator.metrics,
+        **summarize(generator.draws),
     }
+
+
+def summarize(draws: list[dict[str, float]]) -> dict[str, Any]:
+    """`metrics`: the mean over draws. `spread`: their standard deviation, None for a single draw. `draws`: as measured."""
+    values = {name: torch.tensor([draw[name] for draw in draws], dtype=torch.float64) for name in draws[0]}
+    spread = {name: value.std().item() for name, value in values.items()} if len(draws) > 1 else None
+    return {"metrics": {name: value.mean().item() for name, value in values.items()}, "spread": spread, "draws": draws}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -288,7 +301,7 @@ def table(record: dict[str, Any]) -> str:
             row["name"],
             _count(row.get("images_seen")),
             _count(row.get("parameters")),
-            f"{metrics[f'fid_{name}']:.4g}",
+            _fid(row, f"fid_{name}"),
             f"{kid:.3g} ± {spread:.2g}",
             f"{metrics[f'is_{name}']:.3g} ± {metrics[f'is_{name}_std']:.2g}",
             _count(metrics.get(f"modes_covered_{name}")),
@@ -298,7 +311,7 @@ def table(record: dict[str, Any]) -> str:
     copies = f" ({record['note']})" if "note" in record else ""
     lines += [
         "",
-        f"{ruler['generated_images']:,} images each against {ruler['real_images']:,} of `{record['dataset']}`{copies}, "
+        f"{_draws(record)}{ruler['generated_images']:,} images each against {ruler['real_images']:,} of `{record['dataset']}`{copies}, "
         f"split `{record['test_split']}`; read with {name} ({ruler['source']}, layer {ruler['layer']}, fingerprint "
         f"{ruler['fingerprint']}); KID over {ruler['kid_subsets']} subsets of {ruler['kid_subset_size']}. Measured on "
         f"{describe_device(record['hardware'])}.",
@@ -314,6 +327,16 @@ def fill_readme(root: Path) -> tuple[Path, str]:
     ]
     content = "\n\n".join(table(record) for record in records) or f"{NOT_RUN.capitalize()}."
     return path, fill_block(path.read_text(encoding="utf-8"), "generators", content, str(path))
+
+
+def _fid(row: dict[str, Any], name: str) -> str:
+    spread = f" ± {row['spread'][name]:.2g}" if row["spread"] else ""
+    return f"{row['metrics'][name]:.3g}{spread}"
+
+
+def _draws(record: dict[str, Any]) -> str:
+    count = max(len(row["draws"]) for row in record["generators"])
+    return f"Means over {count} draws, FID with their standard deviation. " if count > 1 else ""
 
 
 def _count(value: float | None) -> str:
