@@ -2,8 +2,9 @@
 
 Any model can take part that has `sample(num_images, generator=...)`, which returns images (n, c, h, w) in [0, 1], and an
 image processor beside it. Ten thousand images are a sample: the FID of one good generator differs from one draw to the
-next by more than a tenth of itself, so each is measured over several draws. Real images go through that processor too, so that both kinds have seen the same resizing; a
-`margin` that the processor adds is cut off again. Then the ruler's own processor takes over.
+next by more than a tenth of itself, so each is measured over several draws. Real images go through that processor too, so
+that both kinds have seen the same resizing; a `margin` that the processor adds is cut off again. Then the ruler's own
+processor takes over.
 """
 
 from __future__ import annotations
@@ -311,10 +312,10 @@ def table(record: dict[str, Any]) -> str:
     copies = f" ({record['note']})" if "note" in record else ""
     lines += [
         "",
-        f"{_draws(record)}{ruler['generated_images']:,} images each against {ruler['real_images']:,} of `{record['dataset']}`{copies}, "
-        f"split `{record['test_split']}`; read with {name} ({ruler['source']}, layer {ruler['layer']}, fingerprint "
-        f"{ruler['fingerprint']}); KID over {ruler['kid_subsets']} subsets of {ruler['kid_subset_size']}. Measured on "
-        f"{describe_device(record['hardware'])}.",
+        f"{_draws(record)}{ruler['generated_images']:,} images each against {ruler['real_images']:,} of "
+        f"`{record['dataset']}`{copies}, split `{record['test_split']}`; read with {name} ({ruler['source']}, layer "
+        f"{ruler['layer']}, fingerprint {ruler['fingerprint']}); KID over {ruler['kid_subsets']} subsets of "
+        f"{ruler['kid_subset_size']}. Measured on {describe_device(record['hardware'])}.",
     ]
     return "\n".join(lines)
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from hf_papers.errors import UserError
 from hf_papers.papers.dcgan.modeling_dcgan import vector_arithmetic
 from hf_papers.space_kit import (
-    bounded,
     checkpoint_source,
+    draw_seed,
     errors_as_sentences,
     facts,
     footer,
@@ -28,13 +28,15 @@ from hf_papers.space_kit import (
     picture,
     picture_grid,
     run,
+    sample_tab,
     to_picture,
+    valid_seed,
+    walk_tab,
     whole_number,
 )
 
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-MAX_SEED = 2**31 - 1
 CHOICE = 24  # images to choose the terms of a sum from
 COLUMNS = 6
 NEIGHBOUR_NOISE = 0.25  # figure 7: uniform noise added to a result, to see what lies around it
@@ -184,7 +186,7 @@ def build() -> gr.Blocks:
     @errors_as_sentences
     def sample(seed: float) -> tuple[Image.Image, str]:
         """36 images from a seed as one picture, and how real the discriminator finds them, as HTML."""
-        latents = studio.latents(whole_number(seed, "The seed", 0, MAX_SEED), 36)
+        latents = studio.latents(valid_seed(seed), 36)
         belief = studio.belief(latents)
         values = {
             "the discriminator’s belief that they are real, on average": f"{belief.mean():.0%}",
@@ -193,26 +195,15 @@ def build() -> gr.Blocks:
         return picture_grid(studio.draw(latents), columns=6), facts(values)
 
     @errors_as_sentences
-    def walk(start: float, end: float, position: float) -> tuple[Image.Image, Image.Image]:
-        """One image on the way between two seeds (position 0 to 1), and the whole way in nine steps."""
-        first = whole_number(start, "The first seed", 0, MAX_SEED)
-        second = whole_number(end, "The second seed", 0, MAX_SEED)
-        position = bounded(position, "The position", 0.0, 1.0)
-        way = studio.walk(first, second, 101)
-        return picture_grid(way[round(position * 100)][None], columns=1, width=560), picture_grid(
-            way[torch.linspace(0, 100, 9).round().long()], columns=9
-        )
-
-    @errors_as_sentences
     def choices(seed: float) -> tuple[Image.Image, list[int], list[int], list[int]]:
         """The images of a seed with their numbers, and a suggestion for the three terms."""
-        seed = whole_number(seed, "The seed", 0, MAX_SEED)
+        seed = valid_seed(seed)
         return numbered(studio.draw(studio.latents(seed, CHOICE))), *studio.suggestion(seed)
 
     @errors_as_sentences
     def arithmetic(seed: float, plus: list[int], minus: list[int], base: list[int]) -> tuple[Image.Image, Image.Image]:
         """The means of the three terms (numbers of images of this seed) with their sum, and what lies around the sum."""
-        seed = whole_number(seed, "The seed", 0, MAX_SEED)
+        seed = valid_seed(seed)
         terms = [numbers(value, name) for value, name in zip((plus, minus, base), TERMS, strict=True)]
         means, around = studio.calculate(seed, terms)
         return sum_as_picture(torch.cat([means, around[4:5]])), picture_grid(around, columns=3, width=420)
@@ -240,42 +231,12 @@ def build() -> gr.Blocks:
             "it, and add and subtract in it.",
         )
         with gr.Tabs():
-            with gr.Tab("Sample"):
-                with gr.Row():
-                    with gr.Column(scale=5, min_width=300):
-                        with gr.Row(elem_classes="inline"):
-                            seed = gr.Number(0, label="Seed", elem_id="seed", min_width=120)
-                            button = gr.Button("Sample", variant="primary", size="lg", min_width=120)
-                            surprise = gr.Button("Surprise me", size="lg", min_width=120)
-                        grid = picture("Made from this seed", "samples", "grid")
-                    with gr.Column(scale=4, min_width=280):
-                        sample_facts = gr.HTML(elem_id="sample-facts")
-                gr.on(
-                    [button.click, seed.submit, demo.load],
-                    sample, seed, [grid, sample_facts], api_name="sample", show_progress="hidden",
-                )  # fmt: skip
-                surprise.click(
-                    None, None, seed, js="() => Math.floor(Math.random() * 2147483647)", api_visibility="private"
-                ).success(sample, seed, [grid, sample_facts], api_visibility="private", show_progress="hidden")
-            with gr.Tab("Walk") as walk_tab:
-                hint(
-                    "From one seed’s noise to the other’s. If the network had memorised images, the way would jump from one "
-                    "to the next; it bends one into the other instead."
-                )
-                with gr.Row():
-                    with gr.Column(scale=5, min_width=280):
-                        here = picture("Here", "here", "single")
-                    with gr.Column(scale=4, min_width=260):
-                        with gr.Row():
-                            start = gr.Number(1, label="From seed", elem_id="start", min_width=120)
-                            end = gr.Number(2, label="To seed", elem_id="end", min_width=120)
-                        position = gr.Slider(0, 1, 0.5, step=0.01, label="Position on the way", elem_id="position")
-                strip = picture("The whole way", "strip")
-                gr.on(
-                    [position.change, start.submit, end.submit, start.blur, end.blur, walk_tab.select],
-                    walk, [start, end, position], [here, strip], api_name="walk", show_progress="hidden",
-                    trigger_mode="always_last",
-                )  # fmt: skip
+            sample_tab(demo, sample)
+            walk_tab(
+                "From one seed’s noise to the other’s. If the network had memorised images, the way would jump from one "
+                "to the next; it bends one into the other instead.",
+                studio.walk,
+            )
             with gr.Tab("Arithmetic") as sum_tab:
                 hint(
                     "Noise of three images, averaged, stands for what they share. Chosen for you: bold images, minus thin "
@@ -315,9 +276,7 @@ def build() -> gr.Blocks:
                     [sum_tab.select, sum_seed.submit, sum_seed.blur],
                     choices, sum_seed, [page, *fields], api_name="choices", show_progress="hidden",
                 ).success(**calculation, api_visibility="private")  # fmt: skip
-                fresh.click(
-                    None, None, sum_seed, js="() => Math.floor(Math.random() * 2147483647)", api_visibility="private"
-                ).success(
+                draw_seed(fresh, sum_seed).success(
                     choices, sum_seed, [page, *fields], api_visibility="private", show_progress="hidden"
                 ).success(**calculation, api_visibility="private")
             with gr.Tab("Film", visible=film is not None) as film_tab:

@@ -26,7 +26,7 @@ from hf_papers.space_kit import (
     hint,
     load_model,
     run,
-    whole_number,
+    valid_seed,
 )
 
 
@@ -37,7 +37,7 @@ STEP_SECONDS = 0.02
 SHOVE_STEP = 100  # two seconds into the episode
 TRAINED_ANGLE = math.degrees(0.05)  # episodes of the training start within this angle, in degrees
 LIMIT_ANGLE = 12.0  # degrees at which the pole counts as fallen
-MAX_ANGLE, MAX_SHOVE, MAX_SEED = 11.0, 3.0, 2**31 - 1
+MAX_ANGLE, MAX_SHOVE = 11.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def build() -> gr.Blocks:
             bounded(angle, "The starting angle", -MAX_ANGLE, MAX_ANGLE),
             bounded(shove, "The shove", -MAX_SHOVE, MAX_SHOVE),
             bounded(epsilon, "ε", 0.0, 1.0),
-            whole_number(seed, "The seed", 0, MAX_SEED),
+            valid_seed(seed),
         )
         share = float(episode.random.mean())
         summary = {

@@ -16,7 +16,6 @@ from hf_papers.errors import UserError
 from hf_papers.metrics.modes import ModeCoverage, fit_mode_classifier, mode_coverage
 from hf_papers.metrics.neighbours import nearest_neighbours
 from hf_papers.space_kit import (
-    bounded,
     checkpoint_source,
     errors_as_sentences,
     facts,
@@ -27,12 +26,13 @@ from hf_papers.space_kit import (
     picture,
     picture_grid,
     run,
-    whole_number,
+    sample_tab,
+    valid_seed,
+    walk_tab,
 )
 
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-MAX_SEED = 2**31 - 1
 COVERAGE_SAMPLES = 500
 JUDGED_SAMPLES = 400
 
@@ -102,8 +102,7 @@ def build() -> gr.Blocks:
     @errors_as_sentences
     def sample(seed: float) -> tuple[Image.Image, str]:
         """36 images from a seed as one picture, and how varied the generator is, as HTML."""
-        seed = whole_number(seed, "The seed", 0, MAX_SEED)
-        images = model.sample(COVERAGE_SAMPLES, seed=seed)
+        images = model.sample(COVERAGE_SAMPLES, seed=valid_seed(seed))
         with torch.no_grad():
             believed = torch.sigmoid(model.discriminator(images)).mean().item()
         values = {"the discriminator's belief that these are real, on average": f"{believed:.0%}"}
@@ -120,23 +119,13 @@ def build() -> gr.Blocks:
             )
         return picture_grid(images[:36], columns=6), facts(values) + bars
 
-    @errors_as_sentences
-    def walk(start: float, end: float, position: float) -> tuple[Image.Image, Image.Image]:
-        """One image on the way between two seeds (position 0 to 1), and the whole way in nine steps."""
-        ends = (
-            latent(model, whole_number(start, "The first seed", 0, MAX_SEED)),
-            latent(model, whole_number(end, "The second seed", 0, MAX_SEED)),
-        )
-        position = bounded(position, "The position", 0.0, 1.0)
-        way = model.interpolate(*ends, num_images=101)
-        return picture_grid(way[round(position * 100)][None], columns=1, width=560), picture_grid(
-            way[torch.linspace(0, 100, 9).round().long()], columns=9
-        )
+    def way(first: int, second: int, steps: int) -> torch.Tensor:
+        return model.interpolate(latent(model, first), latent(model, second), num_images=steps)
 
     @errors_as_sentences
     def judge(seed: float) -> tuple[Image.Image, Image.Image, str]:
         """Of 400 images, the 16 that the discriminator believes most and the 16 that it believes least."""
-        images = model.sample(JUDGED_SAMPLES, seed=whole_number(seed, "The seed", 0, MAX_SEED))
+        images = model.sample(JUDGED_SAMPLES, seed=valid_seed(seed))
         with torch.no_grad():
             belief = torch.sigmoid(model.discriminator(images))
         order = belief.argsort(descending=True)
@@ -154,7 +143,7 @@ def build() -> gr.Blocks:
                 "There are no real images beside this checkpoint to compare with: write them with "
                 "`python spaces/gan/reference.py`."
             )
-        images = model.sample(8, seed=whole_number(seed, "The seed", 0, MAX_SEED))
+        images = model.sample(8, seed=valid_seed(seed))
         _, nearest = nearest_neighbours(images, real.images)
         return picture_grid(torch.cat([images, real.images[nearest]]), columns=8)
 
@@ -166,46 +155,12 @@ def build() -> gr.Blocks:
             "did see real images, could tell. Each grid below is made from nothing but its seed.",
         )
         with gr.Tabs():
-            with gr.Tab("Sample"):
-                with gr.Row():
-                    with gr.Column(scale=5, min_width=300):
-                        with gr.Row(elem_classes="inline"):
-                            seed = gr.Number(0, label="Seed", elem_id="seed", min_width=120)
-                            button = gr.Button("Sample", variant="primary", size="lg", min_width=120)
-                            surprise = gr.Button("Surprise me", size="lg", min_width=120)
-                        grid = picture("Made from this seed", "samples", "grid")
-                    with gr.Column(scale=4, min_width=280):
-                        sample_facts = gr.HTML(elem_id="sample-facts")
-                gr.on(
-                    [button.click, seed.submit, demo.load],
-                    sample,
-                    seed,
-                    [grid, sample_facts],
-                    api_name="sample",
-                    show_progress="hidden",
-                )
-                surprise.click(
-                    None, None, seed, js="() => Math.floor(Math.random() * 2147483647)", api_visibility="private"
-                ).success(sample, seed, [grid, sample_facts], api_visibility="private", show_progress="hidden")
-            with gr.Tab("Walk") as walk_tab:
-                hint(
-                    "Move from one seed’s noise to the other’s. No picture in between was ever asked for, yet each is a "
-                    "plausible image: the generator has learnt a space, not a list."
-                )
-                with gr.Row():
-                    with gr.Column(scale=5, min_width=280):
-                        here = picture("Here", "here", "single")
-                    with gr.Column(scale=4, min_width=260):
-                        with gr.Row():
-                            start = gr.Number(1, label="From seed", elem_id="start", min_width=120)
-                            end = gr.Number(2, label="To seed", elem_id="end", min_width=120)
-                        position = gr.Slider(0, 1, 0.5, step=0.01, label="Position on the way", elem_id="position")
-                strip = picture("The whole way", "strip")
-                gr.on(
-                    [position.change, start.submit, end.submit, start.blur, end.blur, walk_tab.select],
-                    walk, [start, end, position], [here, strip], api_name="walk", show_progress="hidden",
-                    trigger_mode="always_last",
-                )  # fmt: skip
+            sample_tab(demo, sample)
+            walk_tab(
+                "Move from one seed’s noise to the other’s. No picture in between was ever asked for, yet each is a "
+                "plausible image: the generator has learnt a space, not a list.",
+                way,
+            )
             with gr.Tab("Critic") as judge_tab:
                 hint(
                     f"The other player, asked about {JUDGED_SAMPLES} samples: the forgeries that it believes, and those "

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_papers.errors import UserError
 from hf_papers.space_kit import (
+    MAX_SEED,
     bounded,
     caption,
     decode_drawing,
@@ -30,12 +31,11 @@ from hf_papers.space_kit import (
     picture_grid,
     run,
     to_digit,
-    whole_number,
+    valid_seed,
 )
 
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-MAX_SEED = 2**31 - 1
 MAX_KNOBS = 6
 REACH = 3.0  # p(z) is N(0, 1): 99.7 % of every entry lies within
 MINE = "my digit"
@@ -125,7 +125,7 @@ def build() -> gr.Blocks:
     @errors_as_sentences
     def sample(seed: float) -> list[Any]:
         """Draw z from N(0, I): the new base point and the settings of the knobs."""
-        generator = torch.Generator().manual_seed(whole_number(seed, "The seed", 0, MAX_SEED))
+        generator = torch.Generator().manual_seed(valid_seed(seed))
         latents = torch.randn(latent_size, generator=generator).clamp(-REACH, REACH)
         settings = [round(latents[dimension].item(), 2) for dimension in knobs]
         return [latents.tolist(), *show(position(latents.tolist(), tuple(settings))), *settings]
@@ -273,7 +273,7 @@ def build() -> gr.Blocks:
 
 @errors_as_sentences
 def _next_seed(seed: float) -> int:
-    return (whole_number(seed, "The seed", 0, MAX_SEED) + 1) % (MAX_SEED + 1)
+    return (valid_seed(seed) + 1) % (MAX_SEED + 1)
 
 
 @errors_as_sentences

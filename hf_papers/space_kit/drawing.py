@@ -1,0 +1,189 @@
+"""A pad to draw on, pictures that visitors bring, and digits made of both."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gradio as gr
+import numpy as np
+from PIL import Image, ImageOps
+
+from hf_papers.errors import UserError
+
+
+PAD_SIZE = 280  # pixels of the canvas, both ways
+PAD_BRUSH = 22
+MAX_DRAWING_BYTES = 3_000_000
+MAX_PIXELS = 40_000_000  # of an uploaded picture: decoded, four bytes each
+
+PAD_TEMPLATE = f"""
+<canvas width="{PAD_SIZE}" height="{PAD_SIZE}" aria-label="Drawing pad"></canvas>
+<button type="button" class="wipe" aria-label="Wipe the pad">Wipe</button>
+"""
+
+PAD_CSS = """
+& { position: relative; width: min(100%, 320px); }
+canvas { width: 100%; aspect-ratio: 1; display: block; background: white; border: 1px solid #cbd5e1; border-radius: 8px;
+  cursor: crosshair; touch-action: none; }
+.wipe { position: absolute; top: 8px; right: 8px; padding: 4px 12px; border-radius: 6px; font-size: .85rem; color: #334155;
+  background: #f1f5f9; }
+"""
+
+# The value of the pad is its picture as a data URL, "" when it is blank. `element`, `props` and `watch` are Gradio's.
+PAD_SCRIPT = f"""
+const canvas = element.querySelector("canvas"), pen = canvas.getContext("2d");
+let last = null, own = "";
+const blank = () => {{ pen.fillStyle = "white"; pen.fillRect(0, 0, canvas.width, canvas.height); }};
+const place = (event) => {{
+  const box = canvas.getBoundingClientRect();
+  return [(event.clientX - box.left) * canvas.width / box.width, (event.clientY - box.top) * canvas.height / box.height];
+}};
+const publish = (value) => {{ own = value; props.value = value; }};
+const show = () => {{
+  if (props.value === own) return;
+  own = props.value || "";
+  blank();
+  if (!own) return;
+  const image = new Image();
+  image.onload = () => {{
+    const scale = Math.min(canvas.width / image.width, canvas.height / image.height);
+    const [width, height] = [image.width * scale, image.height * scale];
+    pen.drawImage(image, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+  }};
+  image.src = own;
+}};
+blank();
+pen.lineWidth = {PAD_BRUSH}; pen.lineCap = pen.lineJoin = "round"; pen.strokeStyle = "black";
+canvas.addEventListener("pointerdown", (event) => {{
+  event.preventDefault();
+  canvas.setPointerCapture(event.pointerId);
+  last = place(event);
+  pen.beginPath(); pen.moveTo(...last); pen.lineTo(...last); pen.stroke();
+}});
+canvas.addEventListener("pointermove", (event) => {{
+  if (!last) return;
+  pen.beginPath(); pen.moveTo(...last); last = place(event); pen.lineTo(...last); pen.stroke();
+}});
+const lift = () => {{ if (last) {{ last = null; publish(canvas.toDataURL("image/png")); }} }};
+canvas.addEventListener("pointerup", lift);
+canvas.addEventListener("pointercancel", lift);
+element.querySelector(".wipe").addEventListener("click", () => {{ blank(); publish(""); }});
+watch("value", show);
+show();
+"""
+
+
+def drawing_pad(name: str) -> gr.HTML:
+    """A white square to draw on with mouse or finger, ready at once; `name` is its id in the page.
+
+    Its value is text for `decode_drawing`. (Gradio's own Sketchpad asks a visitor to choose a tool first.)
+    """
+    return gr.HTML(
+        "",
+        html_template=PAD_TEMPLATE,
+        css_template=PAD_CSS,
+        js_on_load=PAD_SCRIPT,
+        elem_id=name,
+        apply_default_css=False,
+    )
+
+
+def decode_drawing(value: Any) -> Image.Image | None:
+    """The picture on a drawing pad, None when it is blank. Raises `UserError` for text that is no picture."""
+    if not value:
+        return None
+    wrong = "The drawing must be a PNG picture as a data URL (data:image/png;base64,…), or empty."
+    start, _, content = value.partition(",") if isinstance(value, str) else ("", "", "")
+    if start != "data:image/png;base64" or len(content) > MAX_DRAWING_BYTES:
+        raise UserError(wrong)
+    try:
+        return open_picture(io.BytesIO(base64.b64decode(content, validate=True)))
+    except ValueError as error:
+        raise UserError(wrong) from error
+
+
+def encode_drawing(image: Image.Image) -> str:
+    """A picture as the value of a drawing pad."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def open_picture(file: str | Path | BinaryIO, limit: int = 1024) -> Image.Image:
+    """The picture in a visitor's file, upright, RGBA, at most `limit` pixels wide and high, or a `UserError`."""
+    try:
+        with Image.open(file) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise UserError(
+                    f"This picture has {opened.width:,} x {opened.height:,} pixels, too many for this page: make it smaller."
+                )
+            opened.draft(None, (limit, limit))
+            image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError("This file is not a picture that can be read: upload a PNG, JPEG or WebP.") from error
+    image.thumbnail((limit, limit))
+    return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey pictures with 16 bits or floating-point numbers, from their darkest to their brightest pixel, as 8 bits."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    pixels = np.asarray(image, dtype=np.float64)
+    low, high = pixels.min(), pixels.max()
+    if not np.isfinite([low, high]).all():
+        raise UserError("This picture holds numbers that are not finite: save it as PNG or JPEG.")
+    return Image.fromarray(((pixels - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+
+
+def to_digit(drawing: Image.Image, size: int) -> Image.Image:
+    """A drawing or photograph of a digit as the data sets hold them: white ink on black, centred, (size, size), mode L.
+
+    As MNIST was made: the ink is scaled into 20/28 of the frame with its proportions kept, and its centre of mass moved to
+    the middle. (The 8 x 8 digits of scikit-learn have no margin: theirs fills the frame.) Dark ink on a light ground is
+    turned round. Raises `UserError` when there is no ink, or nothing else.
+    """
+    canvas = Image.new("RGBA", drawing.size, "white")
+    grey = Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("L")
+    pixels = np.asarray(grey, dtype=np.float32) / 255
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if np.median(border) > 0.5:
+        pixels = 1 - pixels
+    pixels = np.clip(pixels - np.median(border if np.median(border) <= 0.5 else 1 - border), 0, None)
+    if pixels.max() < 0.2:
+        raise UserError("There is no digit in the picture: draw one with the brush, or upload a clear picture of one.")
+    pixels /= pixels.max()
+    rows, columns = (np.flatnonzero(pixels.max(axis) > 0.3) for axis in (1, 0))
+    ink = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if ink.mean() > 0.9 and ink.size > 0.5 * pixels.size:
+        raise UserError("The picture is nearly all ink: leave some ground around the digit.")
+    scale = (size if size <= 8 else round(size * 20 / 28)) / max(ink.shape)
+    shape = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
+    small = np.asarray(
+        Image.fromarray((ink * 255).astype(np.uint8)).resize(shape, Image.Resampling.LANCZOS), np.float32
+    )
+    y, x = (
+        np.average(np.arange(n), weights=small.sum(axis) + 1e-6) for n, axis in zip(small.shape, (1, 0), strict=True)
+    )
+    frame = Image.new("L", (size, size))
+    corner = tuple(
+        int(np.clip(round(size / 2 - 0.5 - middle), 0, size - length))
+        for middle, length in zip((x, y), shape, strict=True)
+    )
+    frame.paste(Image.fromarray(small.astype(np.uint8)), corner)
+    return frame
+
+
+@functools.cache
+def example_digit(label: int, number: int = 0) -> Image.Image:
+    """One of scikit-learn's handwritten digits (8 x 8), enlarged, dark on light like a drawing."""
+    from hf_papers.data.embedded import find_embedded
+
+    rows = find_embedded("digits").load()["test"]
+    chosen = [image for image, found in zip(rows["image"], rows["label"], strict=True) if found == label]
+    framed = ImageOps.expand(chosen[number % len(chosen)], 1)
+    return ImageOps.invert(framed.resize((280, 280), Image.Resampling.BICUBIC))
