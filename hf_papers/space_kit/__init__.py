@@ -19,6 +19,7 @@ from hf_papers.space_kit.checkpoints import (
     require_checkpoint,
 )
 from hf_papers.space_kit.drawing import (
+    MAX_PIXELS,
     decode_drawing,
     drawing_pad,
     encode_drawing,
@@ -48,6 +49,7 @@ from hf_papers.space_kit.visitors import MAX_SEED, bounded, errors_as_sentences,
 __all__ = [
     "ACCENT",
     "CONTRAST",
+    "MAX_PIXELS",
     "MAX_SEED",
     "bounded",
     "caption",
