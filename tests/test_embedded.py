@@ -1,4 +1,7 @@
-"""Every paper's embedded recipe, from the command line to the end: the run must land in the band that the recipe states."""
+"""Every paper's embedded recipe, from the command line to the end: the run must land in the band that the recipe states.
+
+Minutes in all; the default suite trains every paper for a few steps, in `training/test_processes.py` and in its own tests.
+"""
 
 import json
 
@@ -8,6 +11,7 @@ from hf_papers.cli import main
 from hf_papers.registry import papers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", sorted(papers()))
 def test_the_embedded_recipe_lands_in_its_band(paper, tmp_path, capsys):
     out = tmp_path / "run"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from hf_papers import space_kit
 from hf_papers.errors import UserError
-from tests.spaces.common import save_random_image_model
+from tests.spaces.common import ROOT, START_SECONDS, offline_environment, save_random_image_model
 
 
 # --------------------------------------------------------------------------------------------- errors
@@ -83,6 +86,15 @@ def test_model_id_names_another_checkpoint(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("MODEL_ID", str(saved_vae(tmp_path)))
     model = space_kit.load_model("vae", tmp_path)
     assert not model.training and model.dtype == torch.float32
+
+
+def test_an_app_without_a_checkpoint_ends_with_a_sentence(tmp_path: Path) -> None:
+    app = shutil.copyfile(ROOT / "spaces" / "vae" / "app.py", tmp_path / "app.py")
+    ended = subprocess.run(
+        [sys.executable, str(app)], env=offline_environment(), capture_output=True, text=True, timeout=START_SECONDS
+    )
+    assert ended.returncode == 2
+    assert "Error: There is no checkpoint for this Space" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_checkpoint_of_another_paper_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,7 @@
-"""Two real processes: the documented launcher starts two, they agree, and what is uneven ends in a sentence."""
+"""Two real processes: every paper trains on them, and together they do what one does with twice the batch."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,40 +9,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_papers.registry import papers
-from tests.common.cases import case_class
+from tests.training.launching import ROOT, SHORT, TORCHRUN, hf_papers, run
 
 
-ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
-def run(command, **environment):
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "MASTER_"))}
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=clean | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def hf_papers(*words):
-    return run([sys.executable, "-m", "hf_papers", *words])
-
-
-# The paper's own tiny runs: a few steps of each kind of training.
-SHORT = {key: case_class(paper).short_run for key, paper in papers().items()}
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every paper trained on two processes: where the runs are, and what was said on the way."""
+    root = tmp_path_factory.mktemp("two")
+    common = ["--use_cpu", "--report_to", "none"]
+    plan = {paper: [*common, "--output_dir", str(root / paper), *words] for paper, words in SHORT.items()}
+    (root / "plan.json").write_text(json.dumps(plan))
+    script = str(Path(__file__).with_name("every_paper.py"))
+    result = run([*TORCHRUN, script, str(root / "plan.json")], PYTHONPATH=str(ROOT))
+    return root, result.stderr
 
 
 @pytest.mark.parametrize("paper", SHORT)
-def test_the_documented_launcher_trains_every_paper_on_two_processes(paper, tmp_path):
-    out = tmp_path / "run"
-    options = ["--num_processes", "2", "--use_cpu", "--report_to", "none", "--output_dir", str(out), *SHORT[paper]]
-    result = hf_papers("train", paper, *options)
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_every_paper_trains_on_two_processes(paper, trained):
+    root, said = trained
+    out = root / paper
+    assert (out / "results.json").is_file(), said[-3000:]
     results = json.loads((out / "results.json").read_text())
     assert results["hardware"]["processes"] == 2
     state = next((out / "checkpoints").iterdir()) / "state"
@@ -54,11 +38,12 @@ def test_the_documented_launcher_trains_every_paper_on_two_processes(paper, tmp_
     assert random[0] != random[1]
 
 
-def test_two_processes_resume_bit_identical(tmp_path):
+def test_two_processes_started_as_documented_resume_bit_identical(tmp_path):
     options = ["--num_processes", "2", "--use_cpu", "--report_to", "none", *SHORT["vae"], "--max_steps", "8"]
     options += ["--save_steps", "4", "--output_dir", str(tmp_path / "run"), "--resume", "auto"]
     result = hf_papers("train", "vae", *options)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["hardware"]["processes"] == 2
     last = tmp_path / "run" / "checkpoints" / "checkpoint-00000008"
     whole = load_file(last / "model.safetensors")
     shutil.rmtree(last)
@@ -78,64 +63,3 @@ def test_gradients_of_two_processes_equal_those_of_one_with_twice_the_batch(tmp_
     assert one.keys() == two.keys()
     for name, value in one.items():  # one step of plain gradient descent at rate 1: weights differ as gradients do
         assert torch.allclose(value, two[name], rtol=0, atol=1e-6), (name, (value - two[name]).abs().max())
-
-
-def test_accelerate_launch_on_the_cpu_does_not_silently_run_one_process(tmp_path):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    result = run([*launcher, "scripts/train.py", "vae", "--output_dir", str(tmp_path / "run")])
-    assert "asked for several processes but started this one alone" in result.stderr
-    assert "--num_processes 2 --use_cpu" in result.stderr
-    assert result.returncode != 0 and not (tmp_path / "run").exists()
-
-
-def test_accelerate_launch_runs_the_script(tmp_path):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    out = tmp_path / "run"
-    options = ["--output_dir", str(out), "--report_to", "none", *SHORT["vae"]]
-    result = run([*launcher, "scripts/train.py", "vae", *options])
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert (out / "model.safetensors").is_file()
-
-
-def test_shards_of_uneven_size_end_in_a_sentence(tmp_path):
-    from datasets import Dataset, Features, Image
-
-    images = [{"path": None, "bytes": image} for image in _pngs(72)]
-    folder = tmp_path / "data"
-    folder.mkdir()
-    features = Features({"image": Image()})
-    Dataset.from_dict({"image": images[:64]}, features=features).to_parquet(folder / "train-00000.parquet")
-    Dataset.from_dict({"image": images[64:]}, features=features).to_parquet(folder / "train-00001.parquet")
-    splits = ["--train_split", "train", "--validation_split", "train[:8]", "--test_split", "train[:8]"]
-    size = ["--max_steps", "200", "--per_device_train_batch_size", "4", "--importance_samples", "0"]
-    options = ["--num_processes", "2", "--use_cpu", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
-    result = hf_papers("train", "vae", "--dataset", str(folder), *splits, *size, *options)
-    assert result.returncode != 0
-    assert "hold different numbers of rows" in result.stderr, result.stderr[-3000:]
-
-
-def test_fewer_rows_than_processes_end_in_a_sentence(tmp_path):
-    from datasets import Dataset, Features, Image
-
-    folder = tmp_path / "data"
-    folder.mkdir()
-    images = [{"path": None, "bytes": image} for image in _pngs(3)]
-    Dataset.from_dict({"image": images}, features=Features({"image": Image()})).to_parquet(folder / "train.parquet")
-    splits = ["--train_split", "train", "--validation_split", "train", "--test_split", "train"]
-    options = ["--num_processes", "2", "--use_cpu", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
-    result = hf_papers("train", "vae", "--dataset", str(folder), *splits, "--max_steps", "5", *options)
-    assert result.returncode != 0
-    assert "hf-papers:" in result.stderr and "rows" in result.stderr, result.stderr[-3000:]
-
-
-def _pngs(count):
-    import io
-
-    import numpy as np
-    from PIL import Image as PilImage
-
-    generator = np.random.default_rng(0)
-    for _ in range(count):
-        file = io.BytesIO()
-        PilImage.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(file, "PNG")
-        yield file.getvalue()
