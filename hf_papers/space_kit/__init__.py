@@ -18,18 +18,13 @@ from hf_papers.space_kit.checkpoints import (
     load_processor,
     require_checkpoint,
 )
-from hf_papers.space_kit.drawing import (
-    MAX_PIXELS,
-    decode_drawing,
-    drawing_pad,
-    encode_drawing,
-    example_digit,
-    open_picture,
-    to_digit,
-)
+from hf_papers.space_kit.digits import DigitPad, example_digit, to_digit
+from hf_papers.space_kit.drawing import MAX_PIXELS, decode_drawing, drawing_pad, encode_drawing, open_picture
 from hf_papers.space_kit.page import (
     ACCENT,
     CONTRAST,
+    QUIET,
+    UNLISTED,
     caption,
     facts,
     footer,
@@ -51,6 +46,9 @@ __all__ = [
     "CONTRAST",
     "MAX_PIXELS",
     "MAX_SEED",
+    "QUIET",
+    "UNLISTED",
+    "DigitPad",
     "bounded",
     "caption",
     "checkpoint_results",

@@ -1,9 +1,8 @@
-"""A pad to draw on, pictures that visitors bring, and digits made of both."""
+"""A pad to draw on, and pictures that visitors bring."""
 
 from __future__ import annotations
 
 import base64
-import functools
 import io
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,52 +137,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not np.isfinite([low, high]).all():
         raise UserError("This picture holds numbers that are not finite: save it as PNG or JPEG.")
     return Image.fromarray(((pixels - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
-
-
-def to_digit(drawing: Image.Image, size: int) -> Image.Image:
-    """A drawing or photograph of a digit as the data sets hold them: white ink on black, centred, (size, size), mode L.
-
-    As MNIST was made: the ink is scaled into 20/28 of the frame with its proportions kept, and its centre of mass moved to
-    the middle. (The 8 x 8 digits of scikit-learn have no margin: theirs fills the frame.) Dark ink on a light ground is
-    turned round. Raises `UserError` when there is no ink, or nothing else.
-    """
-    canvas = Image.new("RGBA", drawing.size, "white")
-    grey = Image.alpha_composite(canvas, drawing.convert("RGBA")).convert("L")
-    pixels = np.asarray(grey, dtype=np.float32) / 255
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    if np.median(border) > 0.5:
-        pixels = 1 - pixels
-    pixels = np.clip(pixels - np.median(border if np.median(border) <= 0.5 else 1 - border), 0, None)
-    if pixels.max() < 0.2:
-        raise UserError("There is no digit in the picture: draw one with the brush, or upload a clear picture of one.")
-    pixels /= pixels.max()
-    rows, columns = (np.flatnonzero(pixels.max(axis) > 0.3) for axis in (1, 0))
-    ink = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    if ink.mean() > 0.9 and ink.size > 0.5 * pixels.size:
-        raise UserError("The picture is nearly all ink: leave some ground around the digit.")
-    scale = (size if size <= 8 else round(size * 20 / 28)) / max(ink.shape)
-    shape = (max(1, round(ink.shape[1] * scale)), max(1, round(ink.shape[0] * scale)))
-    small = np.asarray(
-        Image.fromarray((ink * 255).astype(np.uint8)).resize(shape, Image.Resampling.LANCZOS), np.float32
-    )
-    y, x = (
-        np.average(np.arange(n), weights=small.sum(axis) + 1e-6) for n, axis in zip(small.shape, (1, 0), strict=True)
-    )
-    frame = Image.new("L", (size, size))
-    corner = tuple(
-        int(np.clip(round(size / 2 - 0.5 - middle), 0, size - length))
-        for middle, length in zip((x, y), shape, strict=True)
-    )
-    frame.paste(Image.fromarray(small.astype(np.uint8)), corner)
-    return frame
-
-
-@functools.cache
-def example_digit(label: int, number: int = 0) -> Image.Image:
-    """One of scikit-learn's handwritten digits (8 x 8), enlarged, dark on light like a drawing."""
-    from hf_papers.data.embedded import find_embedded
-
-    rows = find_embedded("digits").load()["test"]
-    chosen = [image for image, found in zip(rows["image"], rows["label"], strict=True) if found == label]
-    framed = ImageOps.expand(chosen[number % len(chosen)], 1)
-    return ImageOps.invert(framed.resize((280, 280), Image.Resampling.BICUBIC))

@@ -20,6 +20,10 @@ from hf_papers.space_kit.checkpoints import checkpoint_results, checkpoint_sourc
 ACCENT = "#4f46e5"  # indigo 600: the first line of a plot, the button
 CONTRAST = "#ea580c"  # orange 600: the second line, told apart from the first also without colour vision
 
+# Options of events that answer at once, where a progress bar would only flicker; UNLISTED: that are no endpoints either.
+QUIET = {"show_progress": "hidden"}
+UNLISTED = {**QUIET, "api_visibility": "private"}
+
 THEME = gr.themes.Soft(
     primary_hue="indigo",
     secondary_hue="indigo",

@@ -9,7 +9,7 @@ import torch
 from gradio.events import Dependency
 from PIL import Image
 
-from hf_papers.space_kit.page import hint, picture
+from hf_papers.space_kit.page import QUIET, UNLISTED, hint, picture
 from hf_papers.space_kit.pictures import picture_grid
 from hf_papers.space_kit.visitors import MAX_SEED, bounded, errors_as_sentences, valid_seed
 
@@ -37,9 +37,9 @@ def sample_tab(page: gr.Blocks, sample: Callable[[float], tuple[Image.Image, str
                 grid = picture("Made from this seed", "samples", "grid")
             with gr.Column(scale=4, min_width=280):
                 beside = gr.HTML(elem_id="sample-facts")
-        drawing = {"fn": sample, "inputs": seed, "outputs": [grid, beside], "show_progress": "hidden"}
-        gr.on([button.click, seed.submit, page.load], **drawing, api_name="sample")
-        draw_seed(surprise, seed).success(**drawing, api_visibility="private")
+        drawing = {"fn": sample, "inputs": seed, "outputs": [grid, beside]}
+        gr.on([button.click, seed.submit, page.load], **drawing, api_name="sample", **QUIET)
+        draw_seed(surprise, seed).success(**drawing, **UNLISTED)
 
 
 def walk_tab(idea: str, way: Callable[[int, int, int], torch.Tensor]) -> None:
@@ -71,6 +71,5 @@ def walk_tab(idea: str, way: Callable[[int, int, int], torch.Tensor]) -> None:
         strip = picture("The whole way", "strip")
         gr.on(
             [position.change, start.submit, end.submit, start.blur, end.blur, tab.select],
-            walk, [start, end, position], [here, strip], api_name="walk", show_progress="hidden",
-            trigger_mode="always_last",
+            walk, [start, end, position], [here, strip], api_name="walk", trigger_mode="always_last", **QUIET,
         )  # fmt: skip

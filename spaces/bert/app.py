@@ -27,6 +27,8 @@ from hf_papers.papers.bert.reading_bert import (
     look,
 )
 from hf_papers.space_kit import (
+    QUIET,
+    UNLISTED,
     checkpoint_source,
     count_parameters,
     errors_as_sentences,
@@ -374,15 +376,15 @@ def number_of(choice: str, kind: str, count: int) -> int:
     return names.index(choice)
 
 
-QUIET = {"show_progress": "hidden", "trigger_mode": "always_last"}
-UNLISTED = {**QUIET, "api_visibility": "private"}
+LATEST = {**QUIET, "trigger_mode": "always_last"}
+UNLISTED_LATEST = {**UNLISTED, **LATEST}
 
 
 def blanks_tab(demo: gr.Blocks, fill: Any) -> None:
     text = gr.Textbox(BLANKS[0], label="Text with ___ or [MASK], as often as you like", elem_id="blank-text", lines=2)
     button = gr.Button("Guess", variant="primary", size="lg")
     answer, values = gr.HTML(elem_id="blank-answer"), gr.JSON(visible=False)
-    gr.on([button.click, text.submit, demo.load], fill, text, [answer, values], api_name="fill_blanks", **QUIET)
+    gr.on([button.click, text.submit, demo.load], fill, text, [answer, values], api_name="fill_blanks", **LATEST)
     examples([[example] for example in BLANKS], [text], fill, [answer, values])
     hint(
         "It has no opinions and no knowledge of the truth: a word scores high when such words stood in such places in what "
@@ -398,7 +400,7 @@ def sentiment_tab(tab: gr.Tab, judge_text: Any) -> None:
     text = gr.Textbox(REVIEWS[0], label="Sentence", elem_id="review", lines=2)
     button = gr.Button("Judge", variant="primary", size="lg")
     answer, values = gr.HTML(elem_id="sentiment"), gr.JSON(visible=False)
-    gr.on([button.click, text.submit, tab.select], judge_text, text, [answer, values], api_name="classify", **QUIET)
+    gr.on([button.click, text.submit, tab.select], judge_text, text, [answer, values], api_name="classify", **LATEST)
     examples([[example] for example in REVIEWS], [text], judge_text, [answer, values])
 
 
@@ -414,7 +416,7 @@ def pair_tab(tab: gr.Tab, judge_next: Any) -> None:
     answer, values = gr.HTML(elem_id="next"), gr.JSON(visible=False)
     inputs, outputs = [first, second], [answer, values]
     gr.on(
-        [button.click, first.submit, second.submit, tab.select], judge_next, inputs, outputs, api_name="judge_pair", **QUIET
+        [button.click, first.submit, second.submit, tab.select], judge_next, inputs, outputs, api_name="judge_pair", **LATEST
     )  # fmt: skip
     examples([list(pair) for pair in PAIRS], inputs, judge_next, outputs)
 
@@ -434,7 +436,7 @@ def attention_tab(tab: gr.Tab, attend: Any, layers: int, heads: int) -> None:
     answer = gr.HTML(elem_id="looks")
     gr.on(
         [button.click, text.submit, layer.input, head.input, tab.select], attend, [text, layer, head], answer,
-        api_name="attention", **QUIET,
+        api_name="attention", **LATEST,
     )  # fmt: skip
 
 

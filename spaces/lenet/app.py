@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from hf_papers.data.augmentation import pixel_positions, sample
 from hf_papers.errors import UserError
 from hf_papers.space_kit import (
+    QUIET,
+    UNLISTED,
+    DigitPad,
     bounded,
     caption,
     decode_drawing,
-    drawing_pad,
-    encode_drawing,
     errors_as_sentences,
-    example_digit,
     facts,
     footer,
     header,
@@ -27,7 +27,6 @@ from hf_papers.space_kit import (
     load_model,
     load_processor,
     meters,
-    open_picture,
     picture,
     picture_grid,
     run,
@@ -158,11 +157,7 @@ def build() -> gr.Blocks:
         caption("Draw a digit here, or upload a picture of one")
         with gr.Row():
             with gr.Column(scale=4, min_width=280):
-                pad = drawing_pad("pad")
-                with gr.Row():
-                    go = gr.Button("Read it", variant="primary", size="lg", min_width=110)
-                    example = gr.Button("Example", size="lg", min_width=100)
-                    upload = gr.UploadButton("Upload", file_types=["image"], size="lg", min_width=100)
+                pad = DigitPad("Read it", FIRST_EXAMPLE)
             with gr.Column(scale=5, min_width=280):
                 caption("Its answer")
                 bars = gr.HTML(elem_id="answer")
@@ -200,33 +195,16 @@ def build() -> gr.Blocks:
                             gr.Slider(-16, 16, 0, step=0.5, label="Shift down, pixels", elem_id="down"),
                             gr.Slider(0, 1, 0, step=0.01, label="Noise", elem_id="noise"),
                         ]
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
         outputs = [bars, distances, seen, c1, s2, c3, s4, c5, f6, codes]
-        go.click(classify, pad, outputs, api_name="classify", show_progress="hidden")
-        again = {"inputs": [pad, *sliders], "outputs": [moved, moved_bars]}
-        count = gr.State(FIRST_EXAMPLE)
-        gr.on([demo.load, example.click], _next_example, count, [pad, count], **quiet).success(
-            classify, pad, outputs, **quiet
-        ).success(change, **again, **quiet)
-        upload.upload(_uploaded, upload, pad, **quiet).success(classify, pad, outputs, **quiet)
-        gr.on(
-            [slider.input for slider in sliders], change, **again, api_name="disturb", show_progress="hidden",
-            trigger_mode="always_last",
-        )  # fmt: skip
-        disturbing.select(change, **again, **quiet)
+        again = {"fn": change, "inputs": [pad.drawing, *sliders], "outputs": [moved, moved_bars]}
+        pad.go.click(classify, pad.drawing, outputs, api_name="classify", **QUIET)
+        for filled in pad.filled(opening=demo):
+            filled.success(classify, pad.drawing, outputs, **UNLISTED).success(**again, **UNLISTED)
+        sliding = [slider.input for slider in sliders]
+        gr.on(sliding, **again, api_name="disturb", trigger_mode="always_last", **QUIET)
+        disturbing.select(**again, **UNLISTED)
         footer("lenet", model, CHECKPOINT)
     return demo
-
-
-@errors_as_sentences
-def _uploaded(path: str) -> str:
-    """The picture in an uploaded file, on the pad."""
-    return encode_drawing(open_picture(path))
-
-
-def _next_example(count: int) -> tuple[str, int]:
-    """Another handwritten digit on the pad."""
-    return encode_drawing(example_digit(count % 10, count // 10)), count + 1
 
 
 if __name__ == "__main__":

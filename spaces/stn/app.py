@@ -19,13 +19,14 @@ from hf_papers.papers.stn.distortions_stn import Dice
 from hf_papers.papers.stn.pictures_stn import as_picture, outline
 from hf_papers.registry import find_paper
 from hf_papers.space_kit import (
+    QUIET,
+    UNLISTED,
+    DigitPad,
     bounded,
     caption,
     checkpoint_source,
     count_parameters,
     decode_drawing,
-    drawing_pad,
-    encode_drawing,
     errors_as_sentences,
     example_digit,
     facts,
@@ -34,11 +35,11 @@ from hf_papers.space_kit import (
     hint,
     load_model,
     meters,
-    open_picture,
     picture,
     picture_grid,
     run,
     to_digit,
+    valid_seed,
     whole_number,
 )
 
@@ -188,7 +189,7 @@ def build() -> gr.Blocks:
             bounded(down, "The shift down", -reach, reach),
         ]
         clutter = whole_number(clutter, "The number of pieces", 0, MOST_CLUTTER)
-        seed = whole_number(seed, "The seed", 0, 2**31 - 1)
+        seed = valid_seed(seed)
         images = compose(read(drawing), size, angle, scale, torch.tensor([shift]))
         images = add_clutter(images, other_digits(side), patch, clutter, seed)
         with torch.no_grad():
@@ -209,7 +210,7 @@ def build() -> gr.Blocks:
         """The same digit at many places: boxes, what is seen there, and how often each network gives which answer."""
         angle, scale = bounded(angle, "The angle", -180, 180), bounded(scale, "The size", 0.5, 1.5)
         clutter = whole_number(clutter, "The number of pieces", 0, MOST_CLUTTER)
-        seed = whole_number(seed, "The seed", 0, 2**31 - 1)
+        seed = valid_seed(seed)
         room = max(0.0, (size - side * scale) / 2)
         drawn = torch.rand(PLACES, 2, generator=torch.Generator().manual_seed(seed))
         images = compose(read(drawing), size, angle, scale, room * (2 * drawn - 1))
@@ -240,11 +241,7 @@ def build() -> gr.Blocks:
         caption("Draw a digit here, or upload a picture of one")
         with gr.Row():
             with gr.Column(scale=4, min_width=280):
-                pad = drawing_pad("pad")
-                with gr.Row():
-                    go = gr.Button("Look", variant="primary", size="lg", min_width=90)
-                    example = gr.Button("Example", size="lg", min_width=100)
-                    upload = gr.UploadButton("Upload", file_types=["image"], size="lg", min_width=100)
+                pad = DigitPad("Look", FIRST_EXAMPLE)
             with gr.Column(scale=5, min_width=280):
                 angle = gr.Slider(-90, 90, 0, step=1, label="Turn, degrees clockwise", elem_id="angle")
                 scale = gr.Slider(0.5, 1.5, 1, step=0.01, label="Size", elem_id="scale")
@@ -281,38 +278,19 @@ def build() -> gr.Blocks:
                 votes = gr.HTML(elem_id="votes")
                 chased = picture("What it gets, and where it looks", "chased", "grid")
                 caught = picture("What it sees there", "caught", "grid")
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        settings = [pad, angle, scale, right, down, clutter, seed]
-        shown = [boxed, seen, numbers, bars, plain_bars]
-        several = {"inputs": [pad, angle, scale, clutter, seed], "outputs": [chased, caught, votes]}
-        count = gr.State(FIRST_EXAMPLE)
-        go.click(look, settings, shown, api_name="look", show_progress="hidden").success(chase, **several, **quiet)
-        gr.on([demo.load, example.click], _next_example, count, [pad, count], **quiet).success(
-            look, settings, shown, **quiet
-        ).success(chase, **several, **quiet)
-        upload.upload(_uploaded, upload, pad, **quiet).success(look, settings, shown, **quiet).success(
-            chase, **several, **quiet
-        )
-        other.click(lambda seed: seed + 1, seed, seed, **quiet).success(look, settings, shown, **quiet).success(
-            chase, **several, **quiet
-        )
+        settings = [pad.drawing, angle, scale, right, down, clutter, seed]
+        looking = {"fn": look, "inputs": settings, "outputs": [boxed, seen, numbers, bars, plain_bars]}
+        several = [pad.drawing, angle, scale, clutter, seed]
+        chasing = {"fn": chase, "inputs": several, "outputs": [chased, caught, votes]}
+        pad.go.click(**looking, api_name="look", **QUIET).success(**chasing, **UNLISTED)
+        for changed in (*pad.filled(opening=demo), other.click(lambda seed: seed + 1, seed, seed, **UNLISTED)):
+            changed.success(**looking, **UNLISTED).success(**chasing, **UNLISTED)
         sliders = [angle, scale, right, down, clutter]
-        gr.on([slider.input for slider in sliders], look, settings, shown, trigger_mode="always_last", **quiet)
-        gr.on([slider.release for slider in (angle, scale, clutter)], chase, **several, **quiet)
-        following.select(chase, **several, api_name="follow", show_progress="hidden")
+        gr.on([slider.input for slider in sliders], **looking, trigger_mode="always_last", **UNLISTED)
+        gr.on([slider.release for slider in (angle, scale, clutter)], **chasing, **UNLISTED)
+        following.select(**chasing, api_name="follow", **QUIET)
         footer("stn", model, CHECKPOINT)
     return demo
-
-
-@errors_as_sentences
-def _uploaded(path: str) -> str:
-    """The picture in an uploaded file, on the pad."""
-    return encode_drawing(open_picture(path))
-
-
-def _next_example(count: int) -> tuple[str, int]:
-    """Another handwritten digit on the pad."""
-    return encode_drawing(example_digit(count % 10, count // 10)), count + 1
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from hf_papers.errors import UserError
 from hf_papers.space_kit import (
     MAX_SEED,
+    QUIET,
+    UNLISTED,
+    DigitPad,
     bounded,
     caption,
     decode_drawing,
-    drawing_pad,
-    encode_drawing,
     errors_as_sentences,
     example_digit,
     facts,
@@ -26,7 +27,6 @@ from hf_papers.space_kit import (
     hint,
     load_model,
     load_processor,
-    open_picture,
     picture,
     picture_grid,
     run,
@@ -37,6 +37,7 @@ from hf_papers.space_kit import (
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 MAX_KNOBS = 6
+FIRST_EXAMPLE = 2
 REACH = 3.0  # p(z) is N(0, 1): 99.7 % of every entry lies within
 MINE = "my digit"
 
@@ -221,21 +222,15 @@ def build() -> gr.Blocks:
                 with gr.Row():
                     with gr.Column(scale=4, min_width=280):
                         caption("Draw a digit here, or upload a picture of one")
-                        pad = drawing_pad("pad")
-                        with gr.Row():
-                            go = gr.Button("Redraw", variant="primary", size="lg", min_width=110)
-                            example = gr.Button("Example", size="lg", min_width=100)
-                            upload = gr.UploadButton("Upload", file_types=["image"], size="lg", min_width=100)
+                        pad = DigitPad("Redraw", FIRST_EXAMPLE)
                     with gr.Column(scale=5, min_width=280):
                         pair = picture("As the network sees it, and as it redraws it", "reconstruction")
                         terms = gr.HTML(elem_id="terms")
                 spread = picture("Eight draws from its description: what the numbers leave open", "posterior")
-                outputs = [pair, spread, terms]
-                quiet = {"api_visibility": "private", "show_progress": "hidden"}
-                go.click(reconstruct, pad, outputs, api_name="reconstruct", show_progress="hidden")
-                upload.upload(_uploaded, upload, pad, **quiet).success(reconstruct, pad, outputs, **quiet)
-                count = gr.State(2)
-                example.click(_next_example, count, [pad, count], **quiet).success(reconstruct, pad, outputs, **quiet)
+                redrawing = {"fn": reconstruct, "inputs": pad.drawing, "outputs": [pair, spread, terms]}
+                pad.go.click(**redrawing, api_name="reconstruct", **QUIET)
+                for filled in pad.filled():
+                    filled.success(**redrawing, **UNLISTED)
             with gr.Tab("Between two") as between:
                 with gr.Row():
                     choices = [*map(str, range(10)), MINE]
@@ -243,10 +238,9 @@ def build() -> gr.Blocks:
                     second = gr.Dropdown(choices, value="6", label="To", elem_id="second", min_width=130)
                 latent_way = picture("Through latent space: every step is a digit", "latent-way")
                 pixel_way = picture("Pixel by pixel, for comparison: one fades, the other appears", "pixel-way")
-                gr.on(
-                    [first.input, second.input, between.select], interpolate, [first, second, pad], [latent_way, pixel_way],
-                    api_name="interpolate", show_progress="hidden",
-                )  # fmt: skip
+                ends, ways = [first, second, pad.drawing], [latent_way, pixel_way]
+                changed = [first.input, second.input, between.select]
+                gr.on(changed, interpolate, ends, ways, api_name="interpolate", **QUIET)
             with gr.Tab("Map") as map_tab:
                 hint(
                     "Every cell is drawn from one point of a plane through latent space, laid out so that each stands for "
@@ -274,17 +268,6 @@ def build() -> gr.Blocks:
 @errors_as_sentences
 def _next_seed(seed: float) -> int:
     return (valid_seed(seed) + 1) % (MAX_SEED + 1)
-
-
-@errors_as_sentences
-def _uploaded(path: str) -> str:
-    """The picture in an uploaded file, on the pad."""
-    return encode_drawing(open_picture(path))
-
-
-def _next_example(count: int) -> tuple[str, int]:
-    """Another handwritten digit on the pad."""
-    return encode_drawing(example_digit(count % 10, count // 10)), count + 1
 
 
 if __name__ == "__main__":
