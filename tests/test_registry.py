@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hf_papers.registry import PAPERS_FOLDER, Paper, find_paper, papers, registe
 
 
 PACKAGE = Path(hf_papers.__file__).parent
+ROOT = PACKAGE.parent
 TRAVELLING = (
     "configuration_",
     "modeling_",
@@ -157,6 +159,26 @@ def test_floors_only_use_what_is_below() -> None:
             if level == 0 and names[0] == "hf_papers" and len(names) > 1 and names[1] not in allowed:
                 wrong.append(f"{'/'.join(parts)} ({floor}) imports {module}")
     assert not wrong, wrong
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Neither when they are loaded, nor inside functions, nor for a type alone: one could not be read without the other."""
+    files = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")}
+
+    def find(place: Path, level: int, module: str) -> str | None:
+        folder = place.parents[level - 1].relative_to(ROOT).as_posix() + "/" if level else ""
+        name = folder + module.replace(".", "/")
+        return next((found for found in (name, f"{name}/__init__") if found in files), None)
+
+    needs = {
+        name: {found for level, module in imports_of(path) if (found := find(path, level, module)) not in (None, name)}
+        for name, path in files.items()
+    }
+    assert sum(map(len, needs.values())) > len(files), "imports were not found"
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_public_names_are_lazy() -> None:

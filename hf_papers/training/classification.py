@@ -21,6 +21,7 @@ from torch import nn
 from hf_papers.data.augmentation import Augmentation, AugmentationOptions
 from hf_papers.data.validation import check_labels
 from hf_papers.errors import UserError
+from hf_papers.training.answers import Answers
 from hf_papers.training.arguments import option
 from hf_papers.training.task import Batch, Context, Task, Turn
 
@@ -40,23 +41,6 @@ class ImageClassificationOptions(AugmentationOptions):
             )
         if self.eval_batch_size < 1:
             raise UserError(f"eval_batch_size must be at least 1, not {self.eval_batch_size}.")
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model says of all images of a split, on the CPU."""
-
-    logits: torch.Tensor  # (rows, classes)
-    labels: torch.Tensor  # (rows,)
-    loss: float  # the mean over the rows
-
-    @property
-    def predictions(self) -> torch.Tensor:
-        return self.logits.argmax(-1)
-
-    @property
-    def accuracy(self) -> float:
-        return (self.predictions == self.labels).double().mean().item()
 
 
 class ImageClassificationTask(Task):
@@ -208,4 +192,4 @@ class ImageClassificationTask(Task):
         return files
 
 
-__all__ = ["Answers", "ImageClassificationOptions", "ImageClassificationTask"]
+__all__ = ["ImageClassificationOptions", "ImageClassificationTask"]

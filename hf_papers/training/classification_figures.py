@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
 
+from hf_papers.training.answers import Answers
 
-if TYPE_CHECKING:
-    from hf_papers.training.classification import Answers
 
 WRITTEN = 20  # numbers are written into a confusion matrix of at most so many classes
 SHOWN = 24  # mistakes

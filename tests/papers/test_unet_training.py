@@ -26,7 +26,7 @@ from hf_papers.papers.unet.masks_unet import MaskReader
 from hf_papers.papers.unet.modeling_unet import PaperUnetForSemanticSegmentation
 from hf_papers.papers.unet.pairs_unet import find_pairs
 from hf_papers.papers.unet.pictures_unet import cells_in_colour, errors_in_colour, telling_maps
-from hf_papers.papers.unet.training_unet import THRESHOLDS, best_of
+from hf_papers.papers.unet.scoring_unet import THRESHOLDS, best_of, score_curves
 from hf_papers.papers.unet.weight_map_unet import border_weights, cells_apart, class_weights
 from hf_papers.papers.vae.modeling_vae import PaperVaeConfig, PaperVaeModel
 from hf_papers.training.finish import evaluate_run, run_recipe
@@ -441,14 +441,13 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path):
         next(task_of(tmp_path, columns="mask=msk").batches({}, CONTEXT))
 
 
-def test_dice_is_the_mean_of_the_images_own_and_not_that_of_all_pixels(tmp_path: Path):
+def test_dice_is_the_mean_of_the_images_own_and_not_that_of_all_pixels():
     """milesial/Pytorch-UNet counted a batch as one image: a large object then hides that a small one is missed."""
-    task = task_of(tmp_path)
     large, small = np.zeros((2, 64, 64), np.uint8)
     large[:60], small[:4, :4] = 1, 1
     found = [np.stack([1.0 - large, 1.0 * large]), np.stack([np.ones_like(small), 0.0 * small])]
     examples = [type("E", (), {"classes": mask, "cells": cells_of(mask)}) for mask in (large, small)]
-    curves = task.curves(zip(found, examples, strict=True), [0.5], cell_errors=False)
+    curves = score_curves(zip(found, examples, strict=True), [0.5], cell_errors=False)
     assert curves["dice"][0.5] == pytest.approx((1.0 + 0.0) / 2)
     assert dice(np.stack([large, 0 * small]).reshape(128, 64), np.stack([large, small]).reshape(128, 64)) > 0.99
 
@@ -482,9 +481,9 @@ def test_the_test_split_has_no_say_in_its_thresholds(tmp_path: Path):
     model = task.build_model().eval()
     with torch.no_grad():
         metrics = task.evaluate(model, "test", CONTEXT)
-        chosen = best_of(task.curves(task.predictions(model, "validation", CONTEXT, 1), THRESHOLDS, cell_errors=True))
+        chosen = best_of(score_curves(task.predictions(model, "validation", CONTEXT, 1), THRESHOLDS, cell_errors=True))
         for name, threshold in chosen.items():
-            curve = task.curves(task.predictions(model, "test", CONTEXT, 1), [threshold], cell_errors=True)[name]
+            curve = score_curves(task.predictions(model, "test", CONTEXT, 1), [threshold], cell_errors=True)[name]
             assert metrics[name] == curve[threshold]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_papers.data.embedded import EMBEDDED, EmbeddedDataset
 from hf_papers.errors import UserError
-from hf_papers.training.classification import Answers
+from hf_papers.training.answers import Answers
 from hf_papers.training.classification_figures import confusion_matrix, draw_confusion, draw_mistakes
 from hf_papers.training.recipe import load_recipe
 from hf_papers.training.task import Context

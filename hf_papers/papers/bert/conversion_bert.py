@@ -4,18 +4,18 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from .configuration_bert import PaperBertConfig
 
 
-if TYPE_CHECKING:
-    from .modeling_bert import PaperBertPreTrainedModel
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Our name and theirs; {n} is a layer's number.
 ENCODER = {
@@ -71,9 +71,7 @@ NOT_WEIGHTS = ("embeddings.position_ids", "embeddings.token_type_ids")
 Weights = dict[str, torch.Tensor]
 
 
-def load_reference(
-    model_class: type["PaperBertPreTrainedModel"], source: str, config_options: dict[str, Any]
-) -> "PaperBertPreTrainedModel":
+def load_reference(model_class: type[Model], source: str, config_options: dict[str, Any]) -> Model:
     """See `PaperBertPreTrainedModel.from_reference`."""
     folder = locate_reference(source)
     theirs = read_reference_config(folder)
@@ -84,7 +82,7 @@ def load_reference(
     return model.eval()
 
 
-def save_reference(model: "PaperBertPreTrainedModel", folder: str) -> None:
+def save_reference(model: PreTrainedModel, folder: str) -> None:
     """See `PaperBertPreTrainedModel.to_reference`."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -204,7 +202,7 @@ def all_names(num_layers: int) -> dict[str, str]:
     return encoder | HEADS
 
 
-def fill(model: "PaperBertPreTrainedModel", weights: Weights, folder: Path) -> tuple[str, ...]:
+def fill(model: PreTrainedModel, weights: Weights, folder: Path) -> tuple[str, ...]:
     """Copy `weights` into the model and return our names of those it lacks, which keep their fresh initialisation.
 
     Raises `ValueError` before anything is copied when a weight is missing that every BERT has, or has another shape.
@@ -237,7 +235,7 @@ def fill(model: "PaperBertPreTrainedModel", weights: Weights, folder: Path) -> t
 # ---------------------------------------------------------------------------------------------------------------- writing
 
 
-def weights_to_reference(model: "PaperBertPreTrainedModel") -> Weights:
+def weights_to_reference(model: PreTrainedModel) -> Weights:
     """Their names and tensors; the encoder's carry the prefix `bert.` when the model has a head, as theirs do."""
     names = all_names(model.config.num_hidden_layers)
     has_head = hasattr(model, "bert")

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,28 +15,18 @@ from torch import nn
 
 from hf_papers.data import Augmentation, AugmentationOptions, Source, open_source
 from hf_papers.errors import UserError
-from hf_papers.metrics.segmentation import (
-    cells_of,
-    dice,
-    intersection_over_union,
-    mean_over_classes,
-    pixel_error,
-    rand_error,
-    warping_error,
-)
 from hf_papers.papers.unet.configuration_geometry_unet import mirrored
 from hf_papers.papers.unet.image_processing_unet import PaperUnetImageProcessor
 from hf_papers.papers.unet.masks_unet import MaskReader
 from hf_papers.papers.unet.modeling_unet import PaperUnetForSemanticSegmentation, centre_crop
 from hf_papers.papers.unet.pairs_unet import PairsFolder, is_pairs_folder
+from hf_papers.papers.unet.scoring_unet import THRESHOLDS, Example, best_of, mean_of, score_classes, score_curves
 from hf_papers.papers.unet.weight_map_unet import border_weights, class_weights
 from hf_papers.training.arguments import option
 from hf_papers.training.start import Start
 from hf_papers.training.task import Batch, Context, Task, Turn
 
 
-# Probabilities from which a pixel may count as foreground, even steps of their logarithmic odds.
-THRESHOLDS = tuple(float(torch.sigmoid(torch.tensor(odds / 2))) for odds in range(-8, 9))
 COUNTED_MASKS = 500  # the class frequencies of eq. 2 are those of the first so many masks
 # What a start's weights decide of the config, whatever the recipe says; the rest is for the recipe.
 FROM_START = ("stage_channels", "padding", "batch_norm", "skip_connections")
@@ -94,14 +84,6 @@ class UnetOptions(AugmentationOptions):
 def _start(options: UnetOptions) -> Start | None:
     name = options.model_name_or_path
     return Start(PaperUnetForSemanticSegmentation, name) if name is not None else None
-
-
-class Example(NamedTuple):
-    """An image that is scored: pixels (C, H, W) as the network sees them, classes (H, W), cells (H, W) numbered from 1."""
-
-    pixels: torch.Tensor
-    classes: np.ndarray
-    cells: np.ndarray
 
 
 class UnetTask(Task):
@@ -269,19 +251,19 @@ class UnetTask(Task):
             return {}
         views = self.options.test_views if split == "test" else 1
         if self.num_labels > 2:
-            scores = (self.score_classes(*pair) for pair in self.predictions(model, split, context, views))
-            return self._mean(scores)
+            scores = (score_classes(*pair) for pair in self.predictions(model, split, context, views))
+            return mean_of(scores)
         if split == "validation":
-            curves = self.curves(self.predictions(model, split, context, views), THRESHOLDS, cell_errors=False)
+            curves = score_curves(self.predictions(model, split, context, views), THRESHOLDS, cell_errors=False)
             chosen = best_of(curves)
             self.processor.threshold = chosen["dice"]
             return {**{name: curves[name][chosen[name]] for name in curves}, "threshold": chosen["dice"]}
         chosen = dict.fromkeys(("dice", "iou", "pixel_error", "rand_error", "warping_error"), 0.5)
         if self.split_of("validation") is not None:
             predictions = self.predictions(model, "validation", context, views)
-            chosen = best_of(self.curves(predictions, THRESHOLDS, cell_errors=True))
+            chosen = best_of(score_curves(predictions, THRESHOLDS, cell_errors=True))
         predictions = self.predictions(model, split, context, views)
-        curves = self.curves(predictions, sorted(set(chosen.values())), cell_errors=True)
+        curves = score_curves(predictions, sorted(set(chosen.values())), cell_errors=True)
         return {name: curves[name][chosen[name]] for name in curves}
 
     def split_of(self, role: str) -> str | None:
@@ -312,55 +294,25 @@ class UnetTask(Task):
             probabilities = model.segment(example.pixels[None].to(context.device), views=views)
             yield probabilities[0].cpu().numpy(), example
 
-    def curves(
-        self, predictions: Iterator[tuple[np.ndarray, Example]], thresholds: Sequence[float], cell_errors: bool
-    ) -> dict[str, dict[float, float]]:
-        """Metric -> threshold -> its mean over images of two classes."""
-        scores: dict[float, list[dict[str, float]]] = {threshold: [] for threshold in thresholds}
-        for probabilities, example in predictions:
-            for threshold in thresholds:
-                found = probabilities[1] >= threshold
-                values = {
-                    "dice": dice(found, example.classes),
-                    "iou": intersection_over_union(found, example.classes),
-                    "pixel_error": pixel_error(found, example.classes),
-                }
-                if cell_errors:
-                    values["rand_error"] = rand_error(cells_of(found), example.cells)
-                    values["warping_error"] = warping_error(found, example.classes)
-                scores[threshold].append(values)
-        means = {threshold: self._mean(values) for threshold, values in scores.items()}
-        return {name: {threshold: means[threshold][name] for threshold in thresholds} for name in means[thresholds[0]]}
-
-    def score_classes(self, probabilities: np.ndarray, example: Example) -> dict[str, float]:
-        """The measures of one image with more than two classes."""
-        found, others = probabilities.argmax(0), range(1, self.num_labels)
-        return {
-            "dice": mean_over_classes(dice, found, example.classes, others),
-            "iou": mean_over_classes(intersection_over_union, found, example.classes, others),
-            "pixel_error": pixel_error(found, example.classes),
-        }
-
-    @staticmethod
-    def _mean(scores: Any) -> dict[str, float]:
-        """Means over images, of those in which a measure is defined; 1 where an overlap is defined in none: all is empty,
-        and rightly so."""
-        scores = list(scores)
-        values = {name: np.array([score[name] for score in scores]) for name in scores[0]}
-        return {name: float(np.nanmean(each)) if np.isfinite(each).any() else 1.0 for name, each in values.items()}
-
     def figures(self, model: PaperUnetForSemanticSegmentation, folder: Path, context: Context) -> dict[str, Path]:
         """What the network makes of images and how, as pictures: caption -> file."""
-        from hf_papers.papers.unet.figures_unet import draw_figures
+        from hf_papers.papers.unet.figures_unet import draw_answers, draw_changes, draw_weight_map
 
-        return draw_figures(self, model, folder, context)
-
-
-def best_of(curves: dict[str, dict[float, float]]) -> dict[str, float]:
-    """Metric -> the threshold at which it is best: errors smallest, overlaps largest."""
-    return {
-        name: (min if name.endswith("error") else max)(curve, key=curve.__getitem__) for name, curve in curves.items()
-    }
+        folder.mkdir(parents=True, exist_ok=True)
+        role = "test" if self.split_of("test") is not None else "validation"
+        files = {}
+        if self.split_of(role) is not None:
+            files |= draw_answers(model, self.examples(role), self.processor.threshold, folder)
+        if self.source is None:
+            return files
+        prepared = self.preprocess([next(iter(self.source.rows(self.data.train_split)))])
+        pixels, targets = prepared["pixels"][0].float(), prepared["targets"][0].float()
+        if self.options.weight_map:
+            weights = self.balance_of_classes()[targets[0].long()] + targets[1]
+            files |= draw_weight_map(pixels, targets[0], weights, folder)
+        if self.augmentation.is_geometric:
+            files |= draw_changes(self.augmentation, pixels, targets, self.num_labels, folder)
+        return files
 
 
 __all__ = ["UnetOptions", "UnetTask"]
