@@ -31,7 +31,7 @@ from hf_papers.reports import (
 )
 from hf_papers.reports.aggregate import format_metric
 from hf_papers.reports.compare import recipe_differences
-from hf_papers.reports.curves import MAX_BYTES, mean_curve, shrink_picture
+from hf_papers.reports.curves import MAX_BYTES, mean_curve, metric_names, shrink_picture
 from hf_papers.reports.tables import NOT_RUN, papers_table, read_results, results_table, runnable_recipes
 
 
@@ -243,6 +243,15 @@ def test_curve_is_the_mean_at_common_steps(runs: list[Path]) -> None:
     assert steps == [10, 20, 30, 40, 50]
     assert means[0] == pytest.approx((96.5 + 95.0 + 95.5) / 3 + 5)
     assert deviations[0] == pytest.approx(0.7638, abs=1e-3)
+
+
+def test_what_never_changes_is_no_curve(runs: list[Path]) -> None:
+    with (runs[0] / "metrics.jsonl").open("a") as file:
+        for step, covered in ((60, 9.0), (70, 10.0)):
+            record = {"step": step, "validation/modes_total": 10.0, "validation/modes_covered": covered}
+            file.write(json.dumps(record) + "\n")
+    names = metric_names(runs[0])
+    assert "validation/modes_covered" in names and "validation/modes_total" not in names
 
 
 def test_a_line_cut_by_a_crash_is_left_out_and_damage_is_not(runs: list[Path]) -> None:

@@ -55,13 +55,13 @@ def mean_curve(runs: Iterable[Path | str], name: str) -> Curve:
 
 
 def metric_names(run: Path | str) -> list[str]:
-    """Every metric of a run with more than one finite value, training first, without the clock."""
-    counts: dict[str, int] = {}
+    """Every metric of a run that took more than one finite value, training first, without the clock."""
+    values: dict[str, set[float]] = {}
     for record in read_metrics(run):
         for name, value in record.items():
             if name not in ("step", "epoch", "wall_clock_s") and _is_number(value):
-                counts[name] = counts.get(name, 0) + 1
-    names = [name for name, count in counts.items() if count > 1]
+                values.setdefault(name, set()).add(value)
+    names = [name for name, found in values.items() if len(found) > 1]
     return sorted(names, key=lambda name: (not name.startswith("train/"), "learning_rate" in name))
 
 
