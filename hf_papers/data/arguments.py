@@ -8,9 +8,12 @@ from typing import Any
 from hf_papers.errors import UserError
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of an options dataclass, with the sentence that `--help` shows."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, affects_result: bool = True) -> Any:
+    """A field of an options dataclass, with the sentence that `--help` shows.
+
+    affects_result: False lets a resumed run change it.
+    """
+    return field(default=default, metadata={"help": help, "affects_result": affects_result})
 
 
 @dataclass(frozen=True)

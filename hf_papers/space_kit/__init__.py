@@ -19,7 +19,13 @@ from hf_papers.space_kit.checkpoints import (
     require_checkpoint,
 )
 from hf_papers.space_kit.digits import DigitPad, example_digit, to_digit
-from hf_papers.space_kit.drawing import MAX_PIXELS, decode_drawing, drawing_pad, encode_drawing, open_picture
+from hf_papers.space_kit.drawing import (
+    decode_drawing,
+    drawing_pad,
+    encode_drawing,
+    open_picture,
+    upright_picture,
+)
 from hf_papers.space_kit.page import (
     ACCENT,
     CONTRAST,
@@ -44,7 +50,6 @@ from hf_papers.space_kit.visitors import MAX_SEED, bounded, errors_as_sentences,
 __all__ = [
     "ACCENT",
     "CONTRAST",
-    "MAX_PIXELS",
     "MAX_SEED",
     "QUIET",
     "UNLISTED",
@@ -77,6 +82,7 @@ __all__ = [
     "sample_tab",
     "to_digit",
     "to_picture",
+    "upright_picture",
     "valid_seed",
     "walk_tab",
     "whole_number",

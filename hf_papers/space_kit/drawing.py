@@ -114,18 +114,30 @@ def encode_drawing(image: Image.Image) -> str:
 
 def open_picture(file: str | Path | BinaryIO, limit: int = 1024) -> Image.Image:
     """The picture in a visitor's file, upright, RGBA, at most `limit` pixels wide and high, or a `UserError`."""
+    image = _eight_bits(upright_picture(file, limit)).convert("RGBA")
+    image.thumbnail((limit, limit))
+    return image
+
+
+def upright_picture(
+    file: str | Path | BinaryIO, limit: int, advice: str = "make it smaller", kinds: str = "PNG, JPEG or WebP"
+) -> Image.Image:
+    """The picture in a visitor's file as it is stored, upright and read to its end, or a `UserError`.
+
+    limit: pixels a side that the caller needs; a JPEG may come smaller than it is, but not below.
+    """
     try:
         with Image.open(file) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UserError(
-                    f"This picture has {opened.width:,} x {opened.height:,} pixels, too many for this page: make it smaller."
+                    f"This picture has {opened.width:,} x {opened.height:,} pixels, too many for this page: {advice}."
                 )
             opened.draft(None, (limit, limit))
-            image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
+            upright = ImageOps.exif_transpose(opened)
+            upright.load()
+            return upright
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError("This file is not a picture that can be read: upload a PNG, JPEG or WebP.") from error
-    image.thumbnail((limit, limit))
-    return image
+        raise UserError(f"This file is not a picture that can be read: upload a {kinds}.") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

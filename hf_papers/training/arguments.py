@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from hf_papers.data.arguments import option
 from hf_papers.errors import UserError
-
-
-def option(default: Any, help: str, *, affects_result: bool = True) -> Any:
-    """A field of an options dataclass. `affects_result=False` lets a resumed run change it."""
-    return field(default=default, metadata={"help": help, "affects_result": affects_result})
 
 
 @dataclass(frozen=True)

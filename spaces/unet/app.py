@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from transformers import PreTrainedModel
 
 from hf_papers.data.cells import draw_cells
@@ -25,7 +25,6 @@ from hf_papers.papers.unet.pictures_unet import cells_in_colour, grey, telling_m
 from hf_papers.papers.unet.weight_map_unet import cells_apart
 from hf_papers.registry import find_paper
 from hf_papers.space_kit import (
-    MAX_PIXELS,
     bounded,
     checkpoint_source,
     errors_as_sentences,
@@ -38,6 +37,7 @@ from hf_papers.space_kit import (
     picture,
     picture_grid,
     run,
+    upright_picture,
 )
 
 
@@ -71,17 +71,7 @@ class Scene:
 
 def read_picture(path: str | Path, processor: PaperUnetImageProcessor) -> torch.Tensor:
     """The picture in a visitor's file as (C, H, W) before normalising, 0 to 255, at most `LARGEST` pixels along a side."""
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise UserError(
-                    f"This picture has {opened.width:,} x {opened.height:,} pixels, too many for this page: cut out a part."
-                )
-            opened.draft(None, (LARGEST, LARGEST))
-            upright = ImageOps.exif_transpose(opened)
-            upright.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError("This file is not a picture that can be read: upload a PNG, JPEG, TIFF or WebP.") from error
+    upright = upright_picture(path, LARGEST, advice="cut out a part", kinds="PNG, JPEG, TIFF or WebP")
     array = processor(upright, do_pad=False, do_rescale=False, do_normalize=False)["pixel_values"][0]
     return resized(torch.from_numpy(np.array(array)).float(), min(1.0, LARGEST / max(array.shape[-2:])))
 

@@ -38,6 +38,7 @@ from hf_papers.papers.dqn.playing import (
     save_film,
 )
 from hf_papers.papers.dqn.replay import ReplayMemory, Transitions
+from hf_papers.training.arguments import option
 from hf_papers.training.recipe import Recipe
 from hf_papers.training.shadow import Shadow
 from hf_papers.training.task import Batch, Context, Task, Turn
@@ -45,10 +46,6 @@ from hf_papers.training.task import Batch, Context, Task, Turn
 
 # Batches of a phase are drawn together, up to this many bytes of observations.
 DRAWN_AT_ONCE = 64 * 2**20
-
-
-def option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
