@@ -18,6 +18,7 @@ from __future__ import annotations
 import abc
 import copy
 import itertools
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -202,14 +203,23 @@ class _Messages(IterableDataset):
             yield ("error", str(error))
 
 
-def _in_worker(messages: _Messages) -> Iterator[tuple[Any, ...]]:
-    """`messages.messages()`, run ahead in a process of its own."""
-    # With a generator of its own the loader draws nothing from the global one, whose state belongs to the training.
-    loader = DataLoader(messages, batch_size=None, num_workers=1, collate_fn=_as_is, generator=torch.Generator())
-    for message in loader:
+class _Worker(Iterator[tuple[Any, ...]]):
+    """`messages.messages()`, run ahead in a process of its own, which ends with this object."""
+
+    def __init__(self, messages: _Messages) -> None:
+        # With a generator of its own the loader draws nothing from the global one, whose state belongs to the training.
+        loader = DataLoader(messages, batch_size=None, num_workers=1, collate_fn=_as_is, generator=torch.Generator())
+        self._loader = [iter(loader)]
+        # A stream and the generator that fills it refer to each other, so that only the collector of cycles finds a
+        # forgotten one. Were the loader part of that cycle, its queues could be gone before it tells its process to end,
+        # and it would wait five seconds for a process that hears nothing. The callback keeps it out.
+        weakref.finalize(self, self._loader.clear)
+
+    def __next__(self) -> tuple[Any, ...]:
+        message = next(self._loader[0])
         if message[0] == "error":
             raise UserError(message[1])
-        yield message
+        return message
 
 
 # -------------------------------------------------------------------------------------------------- rows by number
@@ -332,7 +342,7 @@ class IndexedStream(Stream):
         start = epoch * self.plan.batches_per_epoch + done
         return _in_turn(
             [
-                _in_worker(_IndexedMessages(self.rows, self.transform, self.plan, start + worker, count))
+                _Worker(_IndexedMessages(self.rows, self.transform, self.plan, start + worker, count))
                 for worker in range(count)
             ]
         )
@@ -567,7 +577,7 @@ class BlockStream(Stream):
             messages = _BlockMessages(
                 self.rows, self.transform, self.settings, part, position["epoch"], start, one_epoch
             )
-            producers.append(_in_worker(messages) if workers else messages.messages())
+            producers.append(_Worker(messages) if workers else messages.messages())
         return producers
 
     def _check_other_ranks(self) -> None:

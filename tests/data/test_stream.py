@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import random
 from pathlib import Path
 
@@ -72,6 +74,26 @@ def test_the_order_by_number_does_not_depend_on_workers_or_memory(folder: Path) 
     plain = ids_of(take(open_stream(folder, streaming=False), 50))
     for options in ({"num_workers": 2}, {"memory_budget_gb": 1.0}, {"num_workers": 3, "memory_budget_gb": 1.0}):
         assert ids_of(take(open_stream(folder, streaming=False, **options), 50)) == plain
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_workers_of_a_forgotten_stream_end_by_themselves(
+    folder: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, killed = set(multiprocessing.active_children()), []
+    stream = open_stream(folder, streaming=streaming, num_workers=2)
+    take(stream, 3)
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    terminate = multiprocessing.Process.terminate
+    monkeypatch.setattr(
+        multiprocessing.Process, "terminate", lambda worker: (killed.append(worker), terminate(worker))
+    )
+    del stream
+    gc.collect()
+    for worker in workers:
+        worker.join()
+    assert killed == []  # which is what the loader does after waiting five seconds for each
 
 
 @pytest.mark.parametrize("streaming", [True, False])
