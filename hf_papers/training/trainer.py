@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from hf_papers.training.checkpoint import resolve_resume, write_folder
 from hf_papers.training.interruption import Interrupted, Interruption
 from hf_papers.training.progress import Meter, Progress, check_trackers, tracker_config
 from hf_papers.training.randomness import forked_randomness, get_random_state, seed_everything, set_random_state
+from hf_papers.training.recipe import Recipe
 from hf_papers.training.run import Run
 from hf_papers.training.state import load_state, save_state
 from hf_papers.training.task import Batch, Context, Task
@@ -88,7 +89,8 @@ class Trainer:
         # scaler and sharded parameters they do nothing else, so the step is taken without them.
         distributed = self.accelerator.distributed_type
         self.is_plain = self.accelerator.scaler is None and distributed in PLAIN
-        self._on_first_process(lambda: self.run.claim(task.recipe))
+        recipe = self._as_started()
+        self._on_first_process(lambda: self.run.claim(recipe))
         seed_everything(arguments.seed)  # the same weights on every process …
         self.model = task.build_model().to(self.context.device)
         if arguments.activation_checkpointing:
@@ -126,6 +128,17 @@ class Trainer:
             log_with=arguments.trackers or None,
             project_dir=str(self.run.logs),
         )
+
+    def _as_started(self) -> Recipe:
+        """The recipe with the number of its processes, whoever started them: a run is continued with as many."""
+        asked, started = self.arguments.num_processes, self.context.world_size
+        if asked not in (None, started):
+            raise UserError(
+                f"--num_processes {asked} was asked for, and {started} process(es) were started: leave the option out where "
+                "torchrun or accelerate launch starts them."
+            )
+        processes = started if started > 1 else None
+        return replace(self.task.recipe, training=replace(self.arguments, num_processes=processes))
 
     def _player(self, network: nn.Module, optimizer: Optimizer) -> Player:
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -270,6 +270,14 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path):
         trainer.restore(trainer.run.checkpoints.newest())
 
 
+def test_the_number_of_processes_is_what_was_started(tmp_path):
+    with pytest.raises(UserError, match="--num_processes 2 was asked for, and 1 process"):
+        toy_trainer(tmp_path, num_processes=2)
+    assert not (tmp_path / "recipe.yaml").exists()
+    toy_trainer(tmp_path, num_processes=1)
+    toy_trainer(tmp_path, resume="auto")  # one is what it is without the option
+
+
 def test_a_wrong_resume_path_is_refused(tmp_path):
     train_toy(tmp_path)
     with pytest.raises(UserError, match="no complete checkpoint.*The newest here is"):

@@ -1,9 +1,5 @@
-"""One plain gradient step of the VAE on rows and noise fixed beforehand; run as one process or as two with half the rows.
+"""One plain gradient step of the VAE on rows and noise fixed beforehand; run as one process or as two with half the rows."""
 
-python tests/training/vae_gradient.py OUTPUT_DIR
-"""
-
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,15 +30,11 @@ class FixedBatchTask(VaeTask):
         yield "model", networks["model"](**batch).loss, {}
 
 
-def main() -> None:
+def one_gradient_step(output_dir: str) -> None:
     overrides = {"optimizer": "sgd", "learning_rate": "1", "lr_scheduler_type": "constant", "max_steps": "1"}
-    overrides |= {"use_cpu": "true", "report_to": "none", "output_dir": sys.argv[1]}
+    overrides |= {"use_cpu": "true", "report_to": "none", "output_dir": output_dir}
     recipe = load_recipe("vae", "embedded", overrides)
     trainer = Trainer(FixedBatchTask(recipe), Run(recipe.output_dir))
     trainer.prepare()
     trainer.train()
     trainer.end()
-
-
-if __name__ == "__main__":
-    main()
