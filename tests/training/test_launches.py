@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from tests.training.launching import SHORT, hf_papers, run
 
 
@@ -39,6 +41,7 @@ def test_shards_of_uneven_size_end_in_a_sentence(tmp_path):
     assert "hold different numbers of rows" in result.stderr, result.stderr[-3000:]
 
 
+@pytest.mark.slow  # a launch like the one above, for a refusal that tests/data/test_stream.py has without processes
 def test_fewer_rows_than_processes_end_in_a_sentence(tmp_path):
     from datasets import Dataset, Features, Image
 
