@@ -171,7 +171,7 @@ class ImageClassificationTask(Task):
             return {}
         answers = self.answers(model, split, context.device)
         return {
-            "error_percent": 100 * (1 - answers.accuracy),
+            "error_percent": answers.error_percent,
             "accuracy": answers.accuracy,
             "loss": answers.loss,
         }
