@@ -34,7 +34,10 @@ class TrainingArguments:
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "precision of the forward and backward pass")
     use_cpu: bool = option(False, "stay on the CPU though there is an accelerator")
     num_processes: int | None = option(
-        None, "start this many processes on this machine (one per GPU, or on the CPU)", affects_result=True
+        # Launchers do not give it; a checkpoint knows how many wrote it and refuses another number.
+        None,
+        "start this many processes on this machine (one per GPU, or on the CPU)",
+        affects_result=False,
     )
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
     torch_compile: bool = option(False, "compile the networks with torch.compile")
