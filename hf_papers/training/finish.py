@@ -17,7 +17,7 @@ from hf_papers.hub.checkpoints import load_strict
 from hf_papers.hub.publish import check_can_push, push_run
 from hf_papers.training.randomness import forked_randomness
 from hf_papers.training.recipe import Recipe, load_run_recipe
-from hf_papers.training.run import Run, command_line, current_commit, describe_hardware, installed_versions
+from hf_papers.training.run import Run, command_line, describe_hardware, installed_versions
 from hf_papers.training.task import Context, Task
 from hf_papers.training.trainer import Trainer
 
@@ -67,7 +67,7 @@ def finish(trainer: Trainer) -> None:
         "wall_clock_s": round(trainer.seconds, 1),
         "hardware": describe_hardware(trainer.context.device, trainer.context.world_size),
         "versions": installed_versions(),
-        "commit": current_commit(),
+        "commit": run.commit,
         "command": command_line(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }

@@ -32,6 +32,7 @@ class Run:
         self.figures = folder / "figures"
         self.logs = folder / "logs"
         self.checkpoints = CheckpointStore(folder / "checkpoints", keep)
+        self.commit = current_commit()  # of the code that this process loaded; hours later the checkout may be another
 
     def claim(self, recipe: Recipe) -> None:
         """Make the folder ready for this recipe, or refuse in words: nothing of another run is ever mixed in."""

@@ -63,6 +63,22 @@ def test_the_weight_map_is_eq_2_by_brute_force(sigma: int):
     assert found.max() > 3
 
 
+def test_inside_cells_eq_2_counts_from_their_own_border():
+    cells = some_cells()
+    places = {number: np.argwhere(cells == number) for number in range(1, cells.max() + 1)}
+    outside = {number: np.argwhere(cells != number) for number in places}
+    expected = border_weights(cells, 10.0, 5.0)
+    for y, x in np.argwhere(cells > 0):
+        own = cells[y, x]
+        distances = sorted(
+            np.hypot(*((outside if number == own else places)[number] - (y, x)).T).min() for number in places
+        )
+        expected[y, x] = 10 * math.exp(-((distances[0] + distances[1]) ** 2) / 50)
+    found = border_weights(cells, 10.0, 5.0, inside_cells=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found[cells > 0].max() > 1
+
+
 def test_the_weight_map_of_fewer_than_two_cells_is_flat():
     cells = np.zeros((20, 20), int)
     assert not border_weights(cells).any()

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from hf_papers.errors import UserError
+from hf_papers.training import run as run_module
 from hf_papers.training import trainer as trainer_module
 from hf_papers.training.checkpoint import CheckpointStore, publish_folder
+from hf_papers.training.finish import finish
 from hf_papers.training.interruption import Interrupted
 from hf_papers.training.randomness import forked_randomness
 from hf_papers.training.run import Run
@@ -368,3 +370,12 @@ def test_runs_write_their_recipe(tmp_path):
 
     assert load_run_recipe(trainer.run.folder).to_dict() == toy_recipe(tmp_path, width=5).to_dict()
     assert isinstance(trainer.run, Run)
+
+
+def test_results_name_the_commit_that_the_run_began_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "current_commit", lambda: "at the start")
+    trainer = toy_trainer(tmp_path)
+    monkeypatch.setattr(run_module, "current_commit", lambda: "somebody's later commit")
+    trainer.train()
+    finish(trainer)
+    assert json.loads((tmp_path / "results.json").read_text())["commit"] == "at the start"

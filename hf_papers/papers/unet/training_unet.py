@@ -55,6 +55,9 @@ class UnetOptions(AugmentationOptions):
     weight_map: bool = option(True, "weigh pixels by eq. 2; without it all pixels count alike")
     border_weight: float = option(10.0, "w_0 of eq. 2: how much the background between two touching cells counts more")
     border_sigma: float = option(5.0, "sigma of eq. 2, in pixels: how fast that fades as the cells move apart")
+    border_inside_cells: bool = option(
+        False, "the cells' side of a border counts more as well, as eq. 2 reads; without it the background's alone"
+    )
     test_views: int = option(
         1, "predict for 1, 4 (rotations) or 8 (and mirrored) versions of a test image and average"
     )
@@ -174,7 +177,10 @@ class UnetTask(Task):
             classes, cells = self.read_mask(row["mask"], tuple(image.shape[-2:]))
             layers = [torch.from_numpy(classes)]
             if self.options.weight_map:
-                weights = border_weights(cells, self.options.border_weight, self.options.border_sigma)
+                options = self.options
+                weights = border_weights(
+                    cells, options.border_weight, options.border_sigma, options.border_inside_cells
+                )
                 layers.append(torch.from_numpy(weights))
             targets.append(torch.stack([layer.half() for layer in layers]))
         return {"pixels": pixels, "targets": targets}

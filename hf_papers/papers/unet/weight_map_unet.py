@@ -12,13 +12,16 @@ from scipy import ndimage
 REACH = 6.0
 
 
-def border_weights(cells: np.ndarray, weight: float = 10.0, sigma: float = 5.0) -> np.ndarray:
+def border_weights(
+    cells: np.ndarray, weight: float = 10.0, sigma: float = 5.0, inside_cells: bool = False
+) -> np.ndarray:
     """The second term of eq. 2, (H, W) float32: high on the background between two cells that are close.
 
         w_0 exp(-(d_1(x) + d_2(x))^2 / (2 sigma^2))
 
-    with d_1 and d_2 the distances, in pixels, to the nearest and the second nearest cell. It is meant for the background
-    that keeps cells apart, so it is 0 inside cells; and where there are fewer than two.
+    with d_1 and d_2 the distances, in pixels, to the borders of the nearest and the second nearest cell. It is 0 where there
+    are fewer than two. Figure 3 shows it on the background that keeps cells apart, so it is 0 inside cells; `inside_cells`
+    gives it there too, as the formula alone would have it: both sides of an edge then count.
 
     `cells` (H, W): 0 for the background and another number for each cell.
     """
@@ -29,13 +32,16 @@ def border_weights(cells: np.ndarray, weight: float = 10.0, sigma: float = 5.0) 
         if box is None:
             continue
         around = tuple(slice(max(part.start - reach, 0), part.stop + reach) for part in box)
-        distance = ndimage.distance_transform_edt(cells[around] != number).astype(np.float32)
+        is_cell = cells[around] == number
+        distance = ndimage.distance_transform_edt(~is_cell).astype(np.float32)
+        if inside_cells:  # a cell's own pixels lie some way from its border, too
+            distance += ndimage.distance_transform_edt(is_cell).astype(np.float32)
         first = nearest[around]
         second[around] = np.minimum(second[around], np.maximum(first, distance))
         nearest[around] = np.minimum(first, distance)
     with np.errstate(over="ignore"):
         weights = weight * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
-    return np.where(cells == 0, weights, 0).astype(np.float32)
+    return (weights if inside_cells else np.where(cells == 0, weights, 0)).astype(np.float32)
 
 
 def class_weights(counts: np.ndarray) -> np.ndarray:
