@@ -122,7 +122,7 @@ def build_parser() -> Parser:
         "--output", type=Path, help="what to write: the ONNX file (RUN/model.onnx) or the int8 folder (RUN/int8)"
     )
     report = add("report", "several runs of a recipe as one results.json, card and figures")
-    report.add_argument("runs", type=Path, nargs="+")
+    report.add_argument("runs", type=Path, nargs="+", help="runs, and reports to which they are added")
     report.add_argument("--output", type=Path, required=True, help="folder, e.g. model_cards/vae-mnist")
     return parser
 

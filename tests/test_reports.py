@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -234,6 +235,26 @@ def test_report_holds_results_card_and_small_figures(runs: list[Path], tmp_path:
         assert 0 < path.stat().st_size <= MAX_BYTES
         with Image.open(path) as picture:
             picture.verify()
+
+
+def test_a_report_can_be_continued_with_later_seeds(runs: list[Path], tmp_path: Path) -> None:
+    together = write_report(runs, tmp_path / "together")
+    card = tmp_path / "one_by_one"
+    write_report([runs[1]], card)  # seed 0
+    for run in (runs[0], runs[2]):
+        shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
+        continued = write_report([card, run.rename(tmp_path / "elsewhere")], card)
+    assert continued == together
+    for name in ("README.md", "figures/learning_curve.png", "figures/samples.png"):
+        assert (card / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
+    with pytest.raises(UserError, match="same seed 1"):
+        aggregate([card, tmp_path / "elsewhere"])
+
+
+def test_a_report_keeps_nothing_of_an_older_one(runs: list[Path], tmp_path: Path) -> None:
+    write_report(runs, tmp_path / "card")
+    write_report(runs[:1], tmp_path / "card")
+    assert aggregate([tmp_path / "card"])["seeds"] == [2]
 
 
 def test_curve_is_the_mean_at_common_steps(runs: list[Path]) -> None:

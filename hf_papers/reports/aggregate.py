@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,10 +22,12 @@ from hf_papers.training.arguments import TrainingArguments
 
 # Kinds of picture that a report carries on.
 PICTURES = (".png", ".gif")
+# What a report keeps of each run, in seeds/<seed>/: enough to be reported again together with later seeds.
+KEPT = ("results.json", "recipe.yaml", "metrics.jsonl", "config.json")
 
 
 def aggregate(runs: Iterable[Path | str]) -> dict[str, Any]:
-    """The results of finished runs over their seeds.
+    """The results of finished runs over their seeds. A report's folder stands for the runs that it was made of.
 
     Returns a dict of plain values, ready for JSON:
     `paper`, `recipe` (its name), `seeds`, `runs` (per run: seed, metrics, wall_clock_s, steps), `metrics` (per split and
@@ -35,7 +38,7 @@ def aggregate(runs: Iterable[Path | str]) -> dict[str, Any]:
 
     Raises `UserError` for runs that are unfinished, have the same seed twice, or come from different recipes.
     """
-    folders = [Path(run) for run in runs]
+    folders = runs_of(runs)
     if not folders:
         raise UserError("There is nothing to report: give at least one run folder.")
     loaded = sorted(((_read_run(folder), folder) for folder in folders), key=lambda pair: pair[0]["seed"])
@@ -78,13 +81,14 @@ def format_metric(summary: dict[str, Any]) -> str:
 def write_report(runs: Iterable[Path | str], folder: Path | str, paper: Any = None) -> dict[str, Any]:
     """Aggregate runs and write `results.json`, `README.md` (the card) and `figures/` into a folder; returns the results.
 
-    The pictures of the first seed's run are copied beside the learning curve, as they show what the model does.
+    The pictures of the first seed's run are copied beside the learning curve, as they show what the model does. The records
+    of the runs are kept in `seeds/`: `write_report([folder, run], folder)` adds a seed, from another machine if need be.
     """
     from hf_papers.hub.cards import render_card
     from hf_papers.registry import find_paper
     from hf_papers.reports.curves import learning_curves, shrink_picture
 
-    folders = [Path(run) for run in runs]
+    folders = runs_of(runs)
     results = aggregate(folders)
     target = Path(folder)
     (target / "figures").mkdir(parents=True, exist_ok=True)
@@ -93,12 +97,39 @@ def write_report(runs: Iterable[Path | str], folder: Path | str, paper: Any = No
     for caption, source in _run_figures(first).items():
         figures[f"{caption} (seed {results['seeds'][0]})"] = shrink_picture(source, target / "figures" / source.name)
     results["figures"] = {caption: path.relative_to(target).as_posix() for caption, path in figures.items()}
+    _keep(folders, target / "seeds")
     write_json(results, target / "results.json")
-    config_file = first / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else None
-    card = render_card(paper or find_paper(results["paper"]), config, _read_recipe(first), results)
+    card = render_card(paper or find_paper(results["paper"]), _read_config(first), _read_recipe(first), results)
     (target / "README.md").write_text(card, encoding="utf-8")
     return results
+
+
+def runs_of(folders: Iterable[Path | str]) -> list[Path]:
+    """The folders of runs, those of a report being the ones that it keeps."""
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        kept = sorted((folder / "seeds").iterdir()) if (folder / "seeds").is_dir() else [folder]
+        found.extend(kept)
+    return found
+
+
+def _keep(runs: Iterable[Path], folder: Path) -> None:
+    """The records of runs, without their weights, each under the number of its seed, and nothing of an older report."""
+    fresh = folder.with_name(".seeds")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for run in runs:
+        kept = fresh / str(_read_run(run)["seed"])
+        kept.mkdir(parents=True)
+        for name in KEPT:
+            if (run / name).is_file():
+                shutil.copyfile(run / name, kept / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _read_config(run: Path) -> dict[str, Any] | None:
+    path = run / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:
@@ -131,9 +162,11 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def _run_figures(folder: Path) -> dict[str, Path]:
-    """Caption -> picture of one run, as its results.json lists them."""
+    """Caption -> picture of one run, as its results.json lists them; a report that keeps a run has its pictures."""
     listed = _read_run(folder).get("figures") or {}
-    found = {caption: folder / name for caption, name in listed.items()}
+    home = folder.parent.parent if folder.parent.name == "seeds" else folder
+    found = {caption: home / name for caption, name in listed.items()}
+    found = {caption: path if path.is_file() else path.with_suffix(".png") for caption, path in found.items()}
     return {caption: path for caption, path in found.items() if path.is_file() and path.suffix in PICTURES}
 
 

@@ -70,9 +70,11 @@ def learning_curves(
 ) -> dict[str, Path]:
     """Draw up to six metrics over the steps into `folder/learning_curve.png`; returns caption -> picture.
 
-    Without `names`: what the runs validated on, and the losses they trained on.
+    Without `names`: what the runs validated on, and the losses they trained on. Runs whose log was not kept are left out.
     """
-    runs = [Path(run) for run in runs]
+    runs = [Path(run) for run in runs if (Path(run) / "metrics.jsonl").is_file()]
+    if not runs:
+        return {}
     chosen = list(names) if names is not None else _telling_metrics(metric_names(runs[0]))
     if not chosen:
         return {}
