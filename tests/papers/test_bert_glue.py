@@ -445,6 +445,7 @@ def glue_record(task: str, implementation: str, value: float) -> dict:
         "seeds": [0, 1],
         "metrics": metric,
         "recipe": {"task": {"implementation": implementation}},
+        "tries": [],
     }
     return {"tasks": {task: entry}}
 
@@ -459,6 +460,10 @@ def test_records_of_one_network_share_a_row_and_transformers_own_has_another() -
     assert ours.label == "ours from converted minilm, mean of 2 seeds" and ours.columns == ["SST-2", "CoLA"]
     assert theirs.label == "transformers' own from minilm, mean of 2 seeds" and theirs.columns == ["MRPC"]
     assert theirs.values("MRPC") == [80.0, 80.0]
+    searched = glue_record("cola", "ours", 0.5)
+    searched["tasks"]["cola"]["tries"] = [{"score": 0.4}, {"score": 0.5}]
+    best = merge_records([*records, searched])[-1]
+    assert best.label == "ours from converted minilm, best of 2 settings, mean of 2 seeds" and best.columns == ["CoLA"]
     with pytest.raises(UserError, match="Two records hold CoLA"):
         merge_records([*records, glue_record("cola", "ours", 0.4)])
 

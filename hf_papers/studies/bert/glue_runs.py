@@ -341,8 +341,8 @@ def write_summary(plan: Plan, metrics: dict[str | None, dict[str, list[float]]],
     """Write table.md and results.json of all that has run so far into the output folder."""
     from hf_papers.reports.aggregate import write_json
 
-    start = next(iter(record["tasks"].values()))["start"]
-    label = row_label(start, plan.options.get("implementation", "ours"), len(plan.seeds))
+    first = next(iter(record["tasks"].values()))
+    label = row_label(first["start"], plan.options.get("implementation", "ours"), len(plan.seeds), len(first["tries"]))
     row = GlueScores(label, {task: values for task, values in metrics.items() if task})
     parts = [render_table([row])]
     for task, entry in record["tasks"].items():

@@ -105,7 +105,8 @@ def merge_records(records: Iterable[dict[str, Any]]) -> list[GlueScores]:
     rows: dict[str, GlueScores] = {}
     for record in records:
         for task, entry in record["tasks"].items():
-            label = row_label(entry["start"], entry["recipe"]["task"]["implementation"], len(entry["seeds"]))
+            implementation, tried = entry["recipe"]["task"]["implementation"], len(entry["tries"])
+            label = row_label(entry["start"], implementation, len(entry["seeds"]), tried)
             row = rows.setdefault(label, GlueScores(label))
             if task in row.metrics:
                 raise UserError(
@@ -115,15 +116,16 @@ def merge_records(records: Iterable[dict[str, Any]]) -> list[GlueScores]:
     return list(rows.values())
 
 
-def row_label(start: dict[str, str], implementation: str, seeds: int) -> str:
-    """A row's name: whose code ran, and whose weights it started from."""
+def row_label(start: dict[str, str], implementation: str, seeds: int, tried: int = 0) -> str:
+    """A row's name: whose code ran, whose weights it started from, and of how many settings it is the best on dev."""
     origin = {
         "random": "random weights",
         "ours": f"our {start.get('architecture', '')} {start.get('name', '').removeprefix('runs/')}",
         "converted": f"converted {start.get('name', '')}" if implementation == "ours" else start.get("name", ""),
     }[start["kind"]]
     whose = "ours" if implementation == "ours" else "transformers' own"
-    return f"{whose} from {origin}" + (f", mean of {seeds} seeds" if seeds > 1 else "")
+    searched = f", best of {tried} settings" if tried > 1 else ""
+    return f"{whose} from {origin}{searched}" + (f", mean of {seeds} seeds" if seeds > 1 else "")
 
 
 @dataclass(frozen=True)
