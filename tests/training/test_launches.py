@@ -7,6 +7,9 @@ import pytest
 from tests.training.launching import SHORT, hf_papers, run
 
 
+pytestmark = pytest.mark.first
+
+
 def test_accelerate_launch_on_the_cpu_does_not_silently_run_one_process(tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     result = run([*launcher, "scripts/train.py", "vae", "--output_dir", str(tmp_path / "run")])

@@ -12,6 +12,8 @@ from tests.training.launching import ROOT, SHORT, TORCHRUN, hf_papers, run
 from tests.training.vae_gradient import one_gradient_step
 
 
+pytestmark = pytest.mark.first
+
 # Long enough to be continued from a checkpoint that is not the last one.
 VAE = [*SHORT["vae"], "--max_steps", "8", "--save_steps", "4"]
 
