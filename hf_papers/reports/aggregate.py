@@ -18,6 +18,7 @@ import yaml
 
 from hf_papers.errors import UserError
 from hf_papers.training.arguments import TrainingArguments
+from hf_papers.training.checkpoint import write_folder
 
 
 # Kinds of picture that a report carries on.
@@ -115,16 +116,16 @@ def runs_of(folders: Iterable[Path | str]) -> list[Path]:
 
 def _keep(runs: Iterable[Path], folder: Path) -> None:
     """The records of runs, without their weights, each under the number of its seed, and nothing of an older report."""
-    fresh = folder.with_name(".seeds")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for run in runs:
-        kept = fresh / str(_read_run(run)["seed"])
-        kept.mkdir(parents=True)
-        for name in KEPT:
-            if (run / name).is_file():
-                shutil.copyfile(run / name, kept / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+
+    def copy_records(fresh: Path) -> None:
+        for run in runs:
+            kept = fresh / str(_read_run(run)["seed"])
+            kept.mkdir()
+            for name in KEPT:
+                if (run / name).is_file():
+                    shutil.copyfile(run / name, kept / name)
+
+    write_folder(folder, copy_records)
 
 
 def _read_config(run: Path) -> dict[str, Any] | None:

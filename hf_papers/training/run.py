@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Run:
         self.figures = folder / "figures"
         self.logs = folder / "logs"
         self.checkpoints = CheckpointStore(folder / "checkpoints", keep)
-        self.commit = current_commit()  # of the code that this process loaded; hours later the checkout may be another
+        self.commit = current_commit()
 
     def claim(self, recipe: Recipe) -> None:
         """Make the folder ready for this recipe, or refuse in words: nothing of another run is ever mixed in."""
@@ -119,8 +120,12 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
+@cache
 def current_commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` when its files differ from it; None outside a checkout."""
+    """The commit of the code that runs, with `-dirty` when its files differ from it; None outside a checkout.
+
+    As it was when first asked, by the first run of a process: hours later the checkout may be another.
+    """
     here = Path(__file__).parent
     try:
         head = subprocess.run(
