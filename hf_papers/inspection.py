@@ -142,9 +142,8 @@ def _require(name: str, choices: Mapping[str, Any], what: str) -> None:
 def _build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         model = model_class(config).eval()
-    return model.to(
-        "meta"
-    )  # also what the model makes on the CPU, whatever the default device: tables that hold values
+    # Also what the model makes on the CPU, whatever the default device: tables that hold values.
+    return model.to("meta")
 
 
 def _inputs(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -27,9 +27,8 @@ class Paper:
     config: str
     models: dict[str, str]  # name of an Auto class -> our class, e.g. {"AutoModel": "modeling_vae:PaperVaeModel"}
     task: str
-    tasks: dict[str, str] = field(
-        default_factory=dict
-    )  # further trainings, by the name that a recipe's task_type gives
+    # Further trainings, by the name that a recipe's task_type gives.
+    tasks: dict[str, str] = field(default_factory=dict)
     image_processor: str | None = None
     tokenizer_trainer: str | None = None  # a function of (texts, vocab_size, lowercase=, min_frequency=) -> tokenizer
     parameters: dict[str, int] = field(default_factory=dict)  # preset of the config -> exact number of parameters

@@ -37,9 +37,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="how often each kind of epoch from memory is timed")
     parser.add_argument("--memory_rows", type=int, default=20_000, help="rows of the data set that exceeds its budget")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument(
-        "--memory_of", type=float, help=argparse.SUPPRESS
-    )  # a process of its own: see `resident_sizes`
+    # For a process of its own: see `resident_sizes`.
+    parser.add_argument("--memory_of", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

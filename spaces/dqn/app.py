@@ -233,9 +233,8 @@ def draw_survival(lasted: np.ndarray, angles: np.ndarray, velocities: np.ndarray
     width, height = left + cell * len(angles) + 14, top + cell * len(velocities) + 52
 
     def colour(steps: int) -> str:
-        stops = np.array(
-            [[251, 146, 60], [254, 243, 226], [165, 180, 252], [55, 48, 163]]
-        )  # orange, cream, lavender, indigo
+        # Orange, cream, lavender, indigo.
+        stops = np.array([[251, 146, 60], [254, 243, 226], [165, 180, 252], [55, 48, 163]])
         mixed = [np.interp(steps / MAX_STEPS, [0.0, 0.2, 0.5, 1.0], channel) for channel in stops.T]
         return "#" + "".join(f"{round(value):02x}" for value in mixed)
 

@@ -45,9 +45,8 @@ def _unwrap(lines: list[str], width: int) -> list[str]:
     if width > WRAPPED_WIDTH:
         return lines
     whole: list[str] = []
-    room = (
-        width + 1
-    )  # characters that the line before had left; a word that fits there was not put below by the margin
+    # Characters that the line before had left; a word that fits there was not put below by the margin.
+    room = width + 1
     for line in lines:
         words = line.split(None, 1)
         if whole and words and len(words[0]) >= room:

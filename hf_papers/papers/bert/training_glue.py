@@ -242,9 +242,8 @@ class GlueTask(Task):
         place = {"seed": context.seed, "rank": context.rank, "world_size": context.world_size}
         if self.options.train_examples is None:
             return self.source.stream(self.data.train_split, self.preprocess, size, **place)
-        generator = np.random.default_rng(
-            [context.seed, self.options.train_examples]
-        )  # the same rows on every process
+        # The same rows on every process.
+        generator = np.random.default_rng([context.seed, self.options.train_examples])
         rows = few_rows(
             self.source, self.data.train_split, self.options.train_examples, generator, balance=bool(self.labels)
         )

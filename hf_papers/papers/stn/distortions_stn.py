@@ -69,9 +69,7 @@ class Distortion:
         pulled = corners * draw.uniform(0.75, 1)[:, None, None] + 5 * unit * draw.normal(4, 2)
         matrices = homography(pulled, corners)  # (B, 3, 3), from places in the image to places in the digit
         pixels = self._pixels(digits)
-        places = (
-            torch.cat([pixels, torch.ones_like(pixels[:, :1])], -1) @ matrices.mT
-        )  # (P, 3) @ (B, 3, 3) -> (B, P, 3)
+        places = torch.cat([pixels, torch.ones_like(pixels[:, :1])], -1) @ matrices.mT  # (B, P, 3)
         depth = places[..., 2:]
         # Behind the horizon there is nothing to see.
         return self._read(digits, torch.where(depth > 1e-3, places[..., :2] / depth.clamp_min(1e-3), FAR))

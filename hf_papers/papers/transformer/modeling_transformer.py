@@ -188,9 +188,8 @@ class PaperTransformerEmbeddings(nn.Module):
                 "tokenizer(text, truncation=True)."
             )
         tokens = self.tokens(input_ids) * self.scale
-        positions = self.positions[past:end].to(
-            tokens.dtype
-        )  # a buffer stays in float32 when a model is loaded in less
+        # A buffer stays in float32 when a model is loaded in less.
+        positions = self.positions[past:end].to(tokens.dtype)
         return dropout(tokens + positions, self.dropout_prob, self.training)
 
 
