@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -267,6 +268,42 @@ def test_loads_as_remote_code_where_we_are_not_installed(
     printed = stranger(REMOTE.replace("SNIPPET", snippet), hub.env()).split()
     expected = sum(value.double().sum().item() for value in make_model(vae).state_dict().values())
     assert printed[-1] == "done" and [float(value) for value in printed[:3]] == [expected] * 3
+
+
+@pytest.fixture(params=[("transformer", "embedded"), ("bert", "nltk-english")], ids=["transformer", "bert"])
+def run_on_text(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A finished run of a model that reads text, with the vocabulary that it was trained on."""
+    key, recipe = request.param
+    paper = find_paper(key)
+    texts = ["thursday, may 3rd, 1979 the film was good. the film was bad."] * 20
+    tokenizer = paper.resolve(paper.tokenizer_trainer)(texts, 50)
+    folder = tmp_path / "run"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = (
+            {"num_heads": 2, "d_model": 8, "d_ff": 8}
+            if key == "transformer"
+            else {"hidden_size": 24, "num_attention_heads": 2}
+        )
+        paper.model_class(paper.config_class(vocab_size=50, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    results = {"paper": key, "recipe": recipe, "seed": 0, "metrics": {}, "wall_clock_s": 1.0}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_a_model_that_reads_text_is_published_with_its_vocabulary(
+    hub: HubServer, logged_in: str, run_on_text: Path, stranger: Callable[..., str]
+) -> None:
+    push_run(run_on_text, "tester/reader")
+    published = hub.repos["model", "tester/reader"].files
+    kept = (run_on_text / "tokenizer.json").read_bytes()
+    assert json.loads(published["tokenizer.json"]) == json.loads(kept)
+    snippet = re.search(r"```python\n(.*?)```", published["README.md"].decode(), re.DOTALL).group(1)
+    assert '"tester/reader", trust_remote_code=True)' in snippet
+    assert stranger(snippet + "\nprint('done')", hub.env()).split()[-1] == "done"
+    (run_on_text / "tokenizer_config.json").unlink()
+    assert "tokenizer_config.json" in sentence(lambda: push_run(run_on_text, "tester/reader"))
 
 
 # ------------------------------------------------------------------------------------------------------------------ faults
@@ -582,6 +619,29 @@ def test_a_card_shows_how_its_own_kind_of_checkpoint_is_used() -> None:
     assert "runs/" not in "".join(re.findall(r"```python\n(.*?)```", pre_trained + classifier, re.DOTALL))
 
 
+def test_a_card_gives_the_model_a_text_of_its_own_data() -> None:
+    paper = papers()["transformer"]
+    for name, said in (("multi30k-de-en", "Zwei Hunde"), ("multi30k-en-de", "Two dogs"), ("embedded", "Thursday")):
+        shown = shipped_recipe(paper, name)
+        assert shown["example"].startswith(said)
+        for recipe in (shown, {key: value for key, value in shown.items() if key != "example"}):  # an older run's
+            card = render_card(paper, None, recipe, repo_id="me/it")
+            assert front_matter(card)[0]["widget"] == [{"text": shown["example"]}]
+            assert card.count(f'text = "{shown["example"]}"') == 2 and "model.generate(" in card
+    quoted = {"name": "mine", "example": 'She said: "Grüße \\1"'}
+    code = re.search(r"^text = .*$", render_card(paper, None, quoted), re.MULTILINE).group()
+    assert ast.literal_eval(code.removeprefix("text = ")) == quoted["example"] and "Grüße" in code
+    assert "widget" not in front_matter(render_card(papers()["vae"], None, RECIPE, RESULTS))[0]
+
+
+def test_a_card_s_snippet_fits_its_kind_of_checkpoint() -> None:
+    classifier = render_card(papers()["transformer"], None, shipped_recipe(papers()["transformer"], "sst2"))
+    assert 'pipeline("text-classification", "path/to/this/folder", trust_remote_code=True)' in classifier
+    assert 'pipeline("image-segmentation", "path/to/this/folder", trust_remote_code=True)' in render_card(
+        papers()["unet"]
+    )
+
+
 @pytest.mark.parametrize("key", sorted(papers()))
 def test_every_card_s_snippets_are_python(key: str) -> None:
     text = render_card(papers()[key], repo_id="me/it")
@@ -592,6 +652,7 @@ def test_every_card_s_snippets_are_python(key: str) -> None:
         assert len([line for line in snippet.splitlines() if line]) <= 7
     assert "hf_papers" not in trusting and "trust_remote_code=True" in trusting
     assert importing.startswith("import hf_papers\n") and "trust_remote_code" not in importing
+    assert "dummy_inputs" not in importing and "picture.png" not in importing  # what stands for a README without a use
 
 
 @pytest.mark.parametrize("key", sorted(papers()))

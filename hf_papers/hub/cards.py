@@ -7,6 +7,7 @@ card says "not run yet".
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import statistics
@@ -29,6 +30,8 @@ NOT_RUN = "not run yet"
 PROJECT = "hf_papers"
 # A call that loads a checkpoint, up to the name of the checkpoint, and that name in its quotes.
 LOADING = r"""(from_pretrained\(|pipeline\("[a-z-]+", )("[^"]+"|'[^']+')"""
+# The line of a snippet that says what the model is given.
+EXAMPLE = r"^text = .*$"
 
 # Training options that say where a result lands or how it is watched, not what it is.
 HOUSEKEEPING = {
@@ -70,7 +73,7 @@ def render_card(
     sections = [
         f"# {name}",
         _introduction(paper, recipe, results),
-        "## Load it\n\n" + _loading(paper, config, repo_id, notes, pipeline_tag_of(paper, recipe)),
+        "## Load it\n\n" + _loading(paper, config, repo_id, notes, recipe),
         "## Results\n\n" + _results(paper, recipe, results),
         _pictures(results),
         "## How it was trained\n\n" + _training(recipe, config, results),
@@ -92,10 +95,12 @@ def card_data(paper: Paper, recipe: dict[str, Any], results: dict[str, Any], nam
     data_set = hub_dataset(recipe)
     source_type, source_name = data_source(recipe)
     pipeline_tag = pipeline_tag_of(paper, recipe)
+    example = example_of(paper, recipe)
     return ModelCardData(
         license=paper.license,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
+        widget=[{"text": example}] if example else None,
         datasets=[data_set] if data_set else None,
         metrics=sorted(scores) or None,
         tags=[*paper.hub_tags, PROJECT],
@@ -215,19 +220,33 @@ def _short_authors(paper: Paper) -> str:
 
 
 def _loading(
-    paper: Paper, config: dict[str, Any], repo_id: str | None, notes: dict[str, str], pipeline_tag: str | None
+    paper: Paper, config: dict[str, Any], repo_id: str | None, notes: dict[str, str], recipe: dict[str, Any]
 ) -> str:
-    """Two snippets that do the same: with this repository's own code, and with the package."""
-    source = repo_id or "path/to/this/folder"
-    bare = without_package(paper, usage_snippet(notes, pipeline_tag) or "") or _generic_snippet(paper, config)
-    bare = re.sub(LOADING, rf'\1"{source}"', bare)
+    """Two snippets, the same where they can be: with this repository's own code, and with the package."""
+    source, example = repo_id or "path/to/this/folder", example_of(paper, recipe)
+
+    def fill_in(snippet: str) -> str:
+        if example:
+            line = f"text = {json.dumps(example, ensure_ascii=False)}"
+            snippet = re.sub(EXAMPLE, lambda _: line, snippet, flags=re.MULTILINE)
+        return re.sub(LOADING, rf'\1"{source}"', snippet)
+
+    shown = usage_snippet(notes, pipeline_tag_of(paper, recipe)) or ""
+    stranger = without_package(paper, shown)
+    bare = fill_in(stranger or _generic_snippet(paper, config))
+    ours = bare if stranger or not shown else fill_in(shown)
     trusting = re.sub(LOADING, r"\1\2, trust_remote_code=True", bare)
     return (
         "Without our package; `trust_remote_code=True` runs the model's code from this repository, "
         f"so read it first (it is short):\n\n```python\n{trusting}\n```\n\n"
         f"With the package (`pip install hf-papers`) no code is taken from here:\n\n"
-        f"```python\nimport hf_papers\n{bare}\n```"
+        f"```python\nimport hf_papers\n{ours}\n```"
     )
+
+
+def example_of(paper: Paper, recipe: dict[str, Any]) -> str | None:
+    """A text to give to the model; a run from before its recipe had one takes it from the recipe as it is today."""
+    return recipe.get("example") or shipped_recipe(paper, recipe.get("name")).get("example")
 
 
 def usage_snippet(notes: dict[str, str], pipeline_tag: str | None = None) -> str | None:

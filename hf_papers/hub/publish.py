@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_papers.errors import UserError
 from hf_papers.hub.bundle import write_bundle
@@ -150,16 +150,22 @@ def _read_recipe(run: Path) -> dict[str, Any]:
 
 
 def load_processor(paper: Paper, run: Path) -> Any | None:
-    """The image processor saved with the run; None for papers that have none."""
-    processor_class = paper.image_processor_class
-    if processor_class is None:
-        return None
-    if not (run / "preprocessor_config.json").is_file():
+    """What was saved with the run to feed its model: an image processor or a tokenizer; None where a paper has neither."""
+    if paper.image_processor_class is not None:
+        _look_for(run / "preprocessor_config.json", "pictures")
+        return paper.image_processor_class.from_pretrained(run)
+    if paper.tokenizer_trainer is not None:
+        _look_for(run / "tokenizer_config.json", "texts")
+        return AutoTokenizer.from_pretrained(run)
+    return None
+
+
+def _look_for(path: Path, inputs: str) -> None:
+    if not path.is_file():
         raise UserError(
-            f"{run} has no preprocessor_config.json, so nobody could feed the model pictures as it was trained on. Train it "
+            f"{path.parent} has no {path.name}, so nobody could feed the model {inputs} as it was trained on. Train it "
             "again, or save the processor there."
         )
-    return processor_class.from_pretrained(run)
 
 
 def check_staged(paper: Paper, model: PreTrainedModel, folder: Path) -> None:
@@ -170,8 +176,7 @@ def check_staged(paper: Paper, model: PreTrainedModel, folder: Path) -> None:
         raise UserError(
             f"The bundle in {folder} does not hold the weights of the run (first difference: {differing[0]})."
         )
-    if paper.image_processor_class is not None:
-        paper.image_processor_class.from_pretrained(folder)
+    load_processor(paper, folder)
     if pickles := [path.name for path in folder.rglob("*") if path.suffix in PICKLES]:
         raise UserError(f"The bundle holds pickles ({', '.join(pickles)}), which are never published.")
 

@@ -18,7 +18,9 @@ from hf_papers.registry import Paper, find_paper
 from hf_papers.training.arguments import TrainingArguments
 
 
-SECTIONS = ("task_type", "description", "estimate", "reference", "model", "task", "data", "training", "expected")
+# What a recipe says in words, or of the paper; none of it changes a run.
+NOTES = ("description", "estimate", "example", "reference", "expected")
+SECTIONS = ("task_type", "model", "task", "data", "training", *NOTES)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Recipe:
     task_type: str | None = None
     description: str = ""
     estimate: str = ""
+    example: str = ""  # a text that the card gives to the model
     reference: dict[str, Any] = field(default_factory=dict)  # the paper's own numbers: metric -> {value, source}
     expected: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> {min, max} a run must land in
 
@@ -63,6 +66,7 @@ class Recipe:
             **({"task_type": self.task_type} if self.task_type else {}),
             "description": self.description,
             "estimate": self.estimate,
+            **({"example": self.example} if self.example else {}),
             "reference": self.reference,
             # All fields, so that a run says what it was even where a default has changed since.
             "model": {name: getattr(self.config, name) for name in _config_types(self.paper.config_class)},
@@ -142,7 +146,7 @@ def recipe_from_dict(
         data=_build(DataArguments, values["data"], where),
         training=_build(TrainingArguments, values["training"], where),
         task_type=content.get("task_type"),
-        **{key: content[key] for key in ("description", "estimate", "reference", "expected") if content.get(key)},
+        **{key: content[key] for key in NOTES if content.get(key)},
     )
     recipe.config  # refuse impossible model options now, before any work starts  # noqa: B018
     return recipe

@@ -924,13 +924,19 @@ def test_sums_are_made_of_bold_and_thin_images_of_two_classes(tiny: PaperDcganMo
         assert len(set(kinds[:6])) == len(set(kinds[6:])) == 1 and kinds[0] != kinds[6]
 
 
-def test_the_five_lines_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num_channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_the_five_lines_of_the_readme(
+    num_channels: int, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (PAPER.folder / "README.md").read_text()
     code = re.search(r"<!-- five lines -->\n```python\n(.*?)```", text, re.DOTALL).group(1)
     assert len([line for line in code.splitlines() if line.strip()]) <= 5
-    build(num_channels=1).save_pretrained(tmp_path / "runs" / "dcgan-mnist-seed0")
+    build(num_channels=num_channels).save_pretrained(tmp_path / "runs" / "dcgan-mnist-seed0")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102
-    assert names["images"].shape[1:] == (1, 16, 16)
-    assert Image.open(tmp_path / "digits.png").mode == "L"
+    assert names["images"].shape[1:] == (num_channels, 16, 16)
+    drawn = Image.open(tmp_path / "samples.png")
+    assert drawn.mode == mode and drawn.size == (8 * 16, 16)
+    second = (names["images"][1] * 255).byte().permute(1, 2, 0).squeeze(-1).numpy()
+    assert np.array_equal(np.asarray(drawn)[:, 16:32], second)

@@ -653,4 +653,4 @@ def test_the_five_lines_of_the_readme(tiny: PaperGanModel, tmp_path: Path, monke
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102
     assert names["images"].shape[1:] == (1, 8, 8)
-    assert Image.open(tmp_path / "digits.png").mode == "L"
+    assert Image.open(tmp_path / "samples.png").mode == "L"

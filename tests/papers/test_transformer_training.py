@@ -612,7 +612,7 @@ def classification(tmp_path: Path, reviews: Path, **options: Any) -> Any:
     return load_recipe("transformer", "sst2", {**small, **{k: str(v) for k, v in (given | options).items()}})
 
 
-def test_an_encoder_learns_classes_from_random_weights(tmp_path: Path, reviews: Path):
+def test_an_encoder_learns_classes_from_random_weights(tmp_path: Path, reviews: Path, capsys: Any):
     folder = run_recipe(classification(tmp_path, reviews))
     results = json.loads((folder / "results.json").read_text())
     assert results["metrics"]["test"]["accuracy"] == 1.0 and set(results["metrics"]["test"]) == {
@@ -620,8 +620,11 @@ def test_an_encoder_learns_classes_from_random_weights(tmp_path: Path, reviews: 
         "macro_f1",
     }
     assert results["task"] == {"start": "random weights", "classes": ["spring", "winter"]}
-    classify = transformers.pipeline("text-classification", str(folder))
-    assert classify("7 May 1950")[0]["label"] == "spring"
+    snippet = re.search(r"<!-- classify -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    snippet = snippet.replace("runs/transformer-sst2-seed0", str(folder))
+    capsys.readouterr()
+    exec(re.sub("text = .*", 'text = "7 May 1950"', snippet), {})
+    assert "'label': 'spring'" in capsys.readouterr().out
 
 
 def test_a_trained_translators_encoder_is_fine_tuned(trained: Path, tmp_path: Path, reviews: Path):

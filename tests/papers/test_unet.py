@@ -663,7 +663,7 @@ def test_the_five_lines_of_the_readme_work(tmp_path: Path, monkeypatch: pytest.M
     readme = (PAPER.folder / "README.md").read_text()
     code = re.search(r"<!-- five lines -->\s*```python\n(.*?)```", readme, re.DOTALL).group(1)
     assert len([line for line in code.splitlines() if line]) <= 5
-    folder = tmp_path / re.search(r'model="([^"]+)"', code).group(1)
+    folder = tmp_path / re.search(r'pipeline\("image-segmentation", "([^"]+)"', code).group(1)
     model = build("tiny-padded", id2label={0: "background", 1: "cell"}, label2id={"background": 0, "cell": 1})
     model.save_pretrained(folder)
     PaperUnetImageProcessor(depth=1, padding="same").save_pretrained(folder)
