@@ -634,6 +634,14 @@ def test_a_card_gives_the_model_a_text_of_its_own_data() -> None:
     assert "widget" not in front_matter(render_card(papers()["vae"], None, RECIPE, RESULTS))[0]
 
 
+@pytest.mark.parametrize("key", sorted(papers()))
+def test_tags_name_no_data_that_a_run_may_not_have_seen(key: str) -> None:
+    elsewhere = {"name": "mine", "data": {"dataset": "me/faces"}}
+    data, _ = front_matter(render_card(papers()[key], None, elsewhere, RESULTS))
+    assert data["datasets"] == ["me/faces"]
+    assert not {"mnist", "cifar10", "multi30k", "cartpole"} & set(data["tags"])
+
+
 def test_a_card_s_snippet_fits_its_kind_of_checkpoint() -> None:
     classifier = render_card(papers()["transformer"], None, shipped_recipe(papers()["transformer"], "sst2"))
     assert 'pipeline("text-classification", "path/to/this/folder", trust_remote_code=True)' in classifier

@@ -16,5 +16,5 @@ PAPER = Paper(
     task="training_dcgan:DcganTask",
     parameters={"paper": 23_694_592, "common": 6_342_272},
     pipeline_tag="unconditional-image-generation",
-    tags=("dcgan", "gan", "image-generation", "mnist", "cifar10"),
+    tags=("dcgan", "gan", "image-generation"),
 )

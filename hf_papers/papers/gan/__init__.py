@@ -17,5 +17,5 @@ PAPER = Paper(
     task="training_gan:GanTask",
     parameters={"paper": 3_735_425},
     pipeline_tag="unconditional-image-generation",
-    tags=("gan", "image-generation", "mnist"),
+    tags=("gan", "image-generation"),
 )

@@ -16,7 +16,7 @@ PAPER = Paper(
     task="training_lenet:LenetTask",
     parameters={"paper": 60_000, "modern": 61_706},
     pipeline_tag="image-classification",
-    tags=("lenet", "image-classification", "mnist"),
+    tags=("lenet", "image-classification"),
     page="https://doi.org/10.1109/5.726791",
     venue="Proceedings of the IEEE 86 (11)",
 )

@@ -23,5 +23,5 @@ PAPER = Paper(
     },
     headline="cluttered-st-cnn",
     pipeline_tag="image-classification",
-    tags=("spatial-transformer", "image-classification", "attention", "mnist"),
+    tags=("spatial-transformer", "image-classification", "attention"),
 )

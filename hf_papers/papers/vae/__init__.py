@@ -16,5 +16,5 @@ PAPER = Paper(
     task="training_vae:VaeTask",
     parameters={"paper": 815_824},
     pipeline_tag="unconditional-image-generation",
-    tags=("vae", "image-generation", "representation-learning", "mnist"),
+    tags=("vae", "image-generation", "representation-learning"),
 )
