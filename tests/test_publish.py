@@ -592,6 +592,17 @@ def test_the_snippet_of_the_paper_s_readme_is_used_with_the_right_id(
     assert "We use Adam." in text and "It blurs." in text
 
 
+def test_differences_count_options_that_the_paper_s_recipe_leaves_at_their_defaults() -> None:
+    """Masking 30 % instead of 15 %, or no weight map, is what a reader has to know of such a checkpoint."""
+    shown = [("bert", "masking_probability", 0.3, 0.15), ("unet", "weight_map", False, True)]
+    for key, option, ours, theirs in shown:
+        paper = papers()[key]
+        assert option not in shipped_recipe(paper, "paper")["task"]
+        for value, expected in ((ours, True), (theirs, False)):
+            card = render_card(paper, None, {"name": "mine", "task": {option: value}}, RESULTS)
+            assert (f"`{option}` is {ours}; the paper's recipe has {theirs}." in card) == expected
+
+
 @pytest.mark.parametrize(
     ("snippet", "expected"),
     [

@@ -462,10 +462,15 @@ def _config_differences(paper: Paper, config: dict[str, Any]) -> list[str]:
 
 
 def _recipe_differences(paper: Paper, recipe: dict[str, Any]) -> list[str]:
-    """Options of training that differ from the recipe `paper`, which holds the published ones of the paper's own task."""
+    """Options of training that differ from the recipe `paper`, which holds the published ones of the paper's own task.
+
+    What that recipe leaves out of the task's own options has the paper's value by default; of the general options it names
+    those that the paper does.
+    """
     if recipe.get("task_type"):
         return []
     published = shipped_recipe(paper, "paper")
+    published["task"] = dataclasses.asdict(paper.task_class.Options()) | (published.get("task") or {})
     lines = []
     for section in ("task", "training", "data"):
         ours = recipe.get(section) or {}
