@@ -232,9 +232,9 @@ def _loading(
         return re.sub(LOADING, rf'\1"{source}"', snippet)
 
     shown = usage_snippet(notes, pipeline_tag_of(paper, recipe)) or ""
-    stranger = without_package(paper, shown)
-    bare = fill_in(stranger or _generic_snippet(paper, config))
-    ours = bare if stranger or not shown else fill_in(shown)
+    portable = without_package(paper, shown)
+    bare = fill_in(portable or _generic_snippet(paper, config))
+    ours = bare if portable or not shown else fill_in(shown)
     trusting = re.sub(LOADING, r"\1\2, trust_remote_code=True", bare)
     return (
         "Without our package; `trust_remote_code=True` runs the model's code from this repository, "
