@@ -422,5 +422,12 @@ def test_a_paper_names_the_recipe_that_stands_for_it() -> None:
     assert "--recipe embedded`" in papers_table([other], was_run, ROOT), "what has numbers comes before what has none"
 
 
+def test_no_recipe_on_embedded_data_stands_for_a_paper_that_ran_on_others() -> None:
+    paper = replace(find_paper("transformer"), headline=None)
+    ran = ("embedded", "embedded-rnn", "multi30k-en-de")
+    was_run = {"transformer": {name: (f"transformer-{name}", {"metrics": {"test": {}}, "seeds": [0]}) for name in ran}}
+    assert "--recipe multi30k-en-de`" in papers_table([paper], was_run, ROOT)
+
+
 def test_the_tables_of_this_checkout_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert readme_script().main(["--check"]) == 0, capsys.readouterr().out

@@ -146,13 +146,14 @@ def _paper_row(paper: Paper, results: dict[str, tuple[str, dict[str, Any]]], roo
 
 def _headline_recipe(paper: Paper, results: dict[str, Any]) -> str | None:
     """The recipe that stands for a paper: one that was run (the paper's `headline` before all), then one that has the
-    paper's number beside it, then the first; the embedded one and paper.yaml come last."""
+    paper's number beside it, then the first; those on embedded data and paper.yaml come last."""
 
     recipes = runnable_recipes(paper)
 
     def rank(name: str) -> tuple[bool, bool, bool, bool, str]:
         recipe = recipes[name]
-        last = name in ("embedded", "paper")
+        is_embedded = str((recipe.get("data") or {}).get("dataset")).startswith("embedded:")
+        last = is_embedded or name in ("embedded", "paper")
         return (name not in results, name != paper.headline, not recipe.get("reference"), last, name)
 
     return min(recipes, key=rank, default=None)
