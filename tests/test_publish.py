@@ -270,21 +270,22 @@ def test_loads_as_remote_code_where_we_are_not_installed(
     assert printed[-1] == "done" and [float(value) for value in printed[:3]] == [expected] * 3
 
 
-@pytest.fixture(params=[("transformer", "embedded"), ("bert", "nltk-english")], ids=["transformer", "bert"])
+READERS = [
+    ("transformer", "embedded", {"num_heads": 2, "d_model": 8, "d_ff": 8}),
+    ("bert", "nltk-english", {"hidden_size": 24, "num_attention_heads": 2}),
+]
+
+
+@pytest.fixture(params=READERS, ids=["transformer", "bert"])
 def run_on_text(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A finished run of a model that reads text, with the vocabulary that it was trained on."""
-    key, recipe = request.param
+    key, recipe, sizes = request.param
     paper = find_paper(key)
     texts = ["thursday, may 3rd, 1979 the film was good. the film was bad."] * 20
     tokenizer = paper.resolve(paper.tokenizer_trainer)(texts, 50)
     folder = tmp_path / "run"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sizes = (
-            {"num_heads": 2, "d_model": 8, "d_ff": 8}
-            if key == "transformer"
-            else {"hidden_size": 24, "num_attention_heads": 2}
-        )
         paper.model_class(paper.config_class(vocab_size=50, **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     results = {"paper": key, "recipe": recipe, "seed": 0, "metrics": {}, "wall_clock_s": 1.0}
